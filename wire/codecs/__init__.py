@@ -1,0 +1,75 @@
+"""Codecs: frozen rows of one algebra, composed with `chain`. Read this first.
+
+A codec is a *stage*. Stages pass `Fields`, an ordered table of one-dimensional arrays, and a chain has exactly one
+stage that turns fields into bytes (`pack`); what stands after it works on bytes. Encoding runs left to right, decoding
+right to left. Only a client encodes, and only encoding has state (error feedback); decoding is stateless and total: it
+returns, or raises PayloadError, whatever the bytes are.
+
+    chain(error_feedback(top_k(0.25), int4), rice, pack)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wire import spec
+from wire.errors import SpecError
+
+Array = npt.NDArray[Any]
+Fields = dict[str, Array]
+State = dict[str, Array]
+"""A codec's memory on the client: named arrays, saved by the client only after the receipt. `{}` when there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldShape:
+    """What a stage emits under one name: `length` entries of `dtype`, or at most `length` if `bounded`."""
+
+    dtype: str
+    length: int
+    bounded: bool = False
+
+
+Shape = dict[str, FieldShape]
+"""The static form of Fields, known from the layout before the first byte arrives."""
+
+
+def vector_shape(size: int) -> Shape:
+    """The shape of a delta: one float32 field `values` of `size` entries."""
+    return {"values": FieldShape("float32", size)}
+
+
+class Stage(Protocol):
+    """A row of `STAGES`. `kind` says which side of `pack` it stands on."""
+
+    id: str
+    kind: Literal["fields", "pack", "bytes"]
+
+    def emits(self, like: Any) -> Any:
+        """The static shape of the output for an input of shape `like` (bytes stages: the longest output in bytes)."""
+
+    def init(self, like: Any) -> State:
+        """The state before the first encode."""
+
+    def encode(self, x: Any, state: State) -> tuple[Any, State]:
+        """The coded form of `x`, and the state to keep if the coordinator accepts it. Never changes `x` or `state`."""
+
+    def decode(self, y: Any, like: Any) -> Any:
+        """The inverse, given the shape `like` that was encoded. Total: returns or raises PayloadError."""
+
+
+STAGES: Mapping[str, str] = {
+    "float32": "wire.codecs.floats:Float32",
+    "float16": "wire.codecs.floats:Float16",
+    "blockwise": "wire.codecs.blockwise:Blockwise",
+    "top_k": "wire.codecs.top_k:TopK",
+    "rice": "wire.codecs.rice:Rice",
+    "error_feedback": "wire.codecs.error_feedback:ErrorFeedback",
+    "pack": "wire.codecs.pack:Pack",
+    "zstd": "wire.codecs.zstd:Zstd",
+}

@@ -1,0 +1,26 @@
+"""Named codecs: expressions over the stages. A run spec says `codec = "top_k_int4"` or lists the stages itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wire.spec import Plain
+
+INT8: Plain = {"id": "blockwise", "bits": 8, "block": 64}
+INT4: Plain = {"id": "blockwise", "bits": 4, "block": 64}
+
+
+def top_k_int4(fraction: float) -> list[Plain]:
+    """The largest entries in 4 bits, their positions Rice-coded; what is left out is sent in a later round."""
+    inner: list[Plain] = [{"id": "top_k", "fraction": fraction}, INT4]
+    return [{"id": "error_feedback", "inner": inner}, {"id": "rice"}, {"id": "pack"}]
+
+
+COMPOSITIONS: Mapping[str, list[Plain]] = {
+    "float32": [{"id": "float32"}, {"id": "pack"}],
+    "float16": [{"id": "float16"}, {"id": "pack"}],
+    "int8": [{"id": "error_feedback", "inner": [INT8]}, {"id": "pack"}, {"id": "zstd"}],
+    "int4": [{"id": "error_feedback", "inner": [INT4]}, {"id": "pack"}, {"id": "zstd"}],
+    "top_k_int4": top_k_int4(0.25),
+    "top_k_int4_5": top_k_int4(0.05),
+}

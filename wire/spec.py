@@ -1,0 +1,128 @@
+"""Plain tables to frozen dataclasses and back: the one way configuration enters the program.
+
+A *family* (codecs, methods, aggregators, ...) is a literal table `id -> "module:Class"`. `build` turns
+`{"id": "top_k", "fraction": 0.25}` into `TopK(fraction=0.25)` and refuses an id that is not in the table, a key the
+row does not have and a value of another type, so a spec from the network can name nothing the table does not list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from wire.errors import SpecError
+
+T = TypeVar("T")
+Plain = dict[str, Any]
+Table = Mapping[str, str]
+
+
+def row_class(table: Table, row_id: object, where: str = "spec") -> type:
+    """The class of a row, imported now: rows whose packages are absent cost nothing until they are named."""
+    if not isinstance(row_id, str) or row_id not in table:
+        raise SpecError(f"{where}: unknown id {row_id!r}; choose one of {', '.join(sorted(table))}")
+    module, name = table[row_id].split(":")
+    cls: type = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def build(table: Table, spec: Mapping[str, Any], where: str = "spec") -> Any:
+    """The row that a spec describes. Raises SpecError naming `where` and the key."""
+    if not isinstance(spec, Mapping) or "id" not in spec:
+        raise SpecError(f"{where}: expected a table with an `id`, got {spec!r}")
+    cls = row_class(table, spec["id"], where)
+    return parse(cls, {k: v for k, v in spec.items() if k != "id"}, where)
+
+
+def parse(cls: type[T], spec: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a plain table: unknown keys, missing keys and values of another type raise SpecError."""
+    if not isinstance(spec, Mapping):
+        raise SpecError(f"{where}: expected a table, got {spec!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # cls is a dataclass
+    if unknown := sorted(set(spec) - set(fields)):
+        raise SpecError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
+    values: Plain = {}
+    for name, field in fields.items():
+        if name in spec:
+            values[name] = convert(hints[name], spec[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SpecError(f"{where}: missing key {name!r}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """One value, checked against its annotation: int, float, str, bool, tuples, dicts, optionals and dataclasses."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _first_fit([a for a in args if a is not type(None)], value, where)
+    if origin is typing.Literal:
+        return _checked(value in args, value, where, " or ".join(map(repr, args)))
+    if origin is tuple:
+        _checked(isinstance(value, list | tuple), value, where, "a list")
+        return tuple(convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict or kind is dict:
+        return _checked(isinstance(value, dict), value, where, "a table")
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return parse(kind, value, where)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_checked(number and abs(value) < float("inf"), value, where, "a finite number"))
+    if kind is int:
+        return _checked(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
+    return _checked(isinstance(value, kind), value, where, f"a {kind.__name__}")
+
+
+def _first_fit(kinds: list[Any], value: Any, where: str) -> Any:
+    for kind in kinds[:-1]:
+        try:
+            return convert(kind, value, where)
+        except SpecError:
+            continue
+    return convert(kinds[-1], value, where)
+
+
+def _checked(good: bool, value: Any, where: str, expected: str) -> Any:
+    if not good:
+        raise SpecError(f"{where}: expected {expected}, got {value!r}")
+    return value
+
+
+def plain(row: Any) -> Any:
+    """The inverse of `build` and `parse`: plain tables, with an `id` wherever the row's class has one."""
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        table = {f.name: plain(getattr(row, f.name)) for f in dataclasses.fields(row) if f.init}
+        row_id = getattr(row, "id", None)
+        return {"id": row_id, **table} if isinstance(row_id, str) else table
+    if isinstance(row, Mapping):
+        return {k: plain(v) for k, v in row.items()}
+    if isinstance(row, list | tuple):
+        return [plain(v) for v in row]
+    return row
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys, no spaces, UTF-8: the bytes that digests are taken of."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256, as 64 hexadecimal digits, of the canonical form of `value`.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(canonical(value)).hexdigest()
