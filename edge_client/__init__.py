@@ -1,0 +1,1 @@
+"""The client: takes a task, trains on local text, sends a coded update. Read `participate.py` first."""

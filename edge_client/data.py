@@ -1,0 +1,6 @@
+"""(being written)"""
+from __future__ import annotations
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Example:
+    text: str = ""

@@ -1,0 +1,99 @@
+"""Engines: what computes losses and gradients on a device. A method drives an engine through this protocol.
+
+An engine holds one frozen quantized base and one adapter, a flat float32 vector in the run's Layout. It is loaded once
+and lives as long as the client does: the base is never loaded twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client.data import Example
+from wire.delta import Layout, Vector
+
+Ids = npt.NDArray[np.int32]
+IGNORE = -100
+"""The label of a position that has no loss (prompts and padding)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+    """One sequence: `ids` int32 [T], and `labels` int32 [T], the id to predict *at* each position or IGNORE.
+
+    Labels are not shifted: position t predicts labels[t + 1], as everywhere in the field.
+    """
+
+    ids: Ids
+    labels: Ids
+
+    @property
+    def targets(self) -> int:
+        """How many positions have a loss (the first position can have none)."""
+        return int(np.count_nonzero(self.labels[1:] != IGNORE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What is tuned: LoRA factors on the named linear layers (arXiv 2106.09685); scale = alpha / rank."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The local optimizer. Its moments start at zero in every round: a device keeps no optimizer state."""
+
+    id: str = "adamw"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+
+
+class Base(Protocol):
+    """A frozen base as every engine sees it; `quantize.Base` is one."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """Module name -> (out, in) of every linear layer an adapter may stand on, in the model's order."""
+
+
+class GradEngine(Protocol):
+    """First-order training. `load` is the constructor: `ENGINES[...]`.load(base, adapter, layout, ...)."""
+
+    layout: Layout
+
+    def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
+        """Examples as sequences of at most `length` tokens; plain texts are packed end to end, dialogues are not."""
+
+    def write(self, vector: Vector) -> None:
+        """Set the adapter to `vector`, float32 [layout.size]."""
+
+    def read(self) -> Vector:
+        """A copy of the adapter, float32 [layout.size]."""
+
+    def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
+        """Summed negative log-likelihood in nats, and the number of targets it is summed over. No gradient."""
+
+    def start(self, optimizer: Optimizer) -> None:
+        """Forget all optimizer state; the next `step` is the first."""
+
+    def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
+        """One optimizer step on the mean loss of `batch`; returns that loss in nats. Raises MachineError if not finite."""
+
+
+ENGINES: Mapping[str, str] = {
+    "torch": "edge_client.engines.torch_engine:TorchEngine",
+    "toy": "edge_client.engines.toy:ToyEngine",
+}
+"""Engine id -> class. Each has `load(base, adapter, layout, max_memory)` and `missing() -> str | None`."""

@@ -1,0 +1,115 @@
+"""RunSpec: everything that describes a run, as data. Frozen when the run is created; its digest names the run's rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from wire import spec
+from wire.codecs import chain
+from wire.errors import SpecError
+from wire.spec import Plain
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRef:
+    """The frozen base every device computes from: how to get it (`model`, `format`) and what it must be (`digest`)."""
+
+    model: str
+    format: str
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.digest and not DIGEST.fullmatch(self.digest):
+            raise ValueError("digest must be 64 hexadecimal digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """How many devices a round asks, wants and needs, and how long it waits. Times in seconds of the store's clock."""
+
+    goal: int
+    minimum: int = 1
+    over_selection: float = 1.0
+    deadline_s: float = 3600.0
+    max_attempts: int = 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.goal <= 1 << 15:
+            raise ValueError("expected 1 <= minimum <= goal <= 32768")
+        if not 1.0 <= self.over_selection <= 10.0:
+            raise ValueError("over_selection must lie between 1 and 10")
+        if not 0 < self.deadline_s <= 30 * 86400:
+            raise ValueError("deadline_s must be positive and at most 30 days")
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The part of each device's own text that is held out, and how many sequences of it a round's evaluation reads."""
+
+    fraction: float = 0.2
+    max_sequences: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fraction < 1.0 or self.max_sequences < 1:
+            raise ValueError("expected 0 < fraction < 1 and max_sequences >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families."""
+
+    name: str
+    base: BaseRef
+    rounds: int
+    cohort: Cohort
+    method: Plain
+    codec: tuple[Plain, ...] | str = "top_k_int4"
+    aggregator: Plain = dataclasses.field(default_factory=lambda: {"id": "mean", "weight": "examples"})
+    server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
+    evaluation: Evaluation = Evaluation()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError("name must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
+        if not 1 <= self.rounds <= 1_000_000:
+            raise ValueError("rounds must lie between 1 and 1,000,000")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError("seed must lie between 0 and 2^63 - 1")
+
+    @property
+    def digest(self) -> str:
+        return spec.digest(self)
+
+    def chain(self) -> chain.Chain:
+        """The codec that devices encode with and the coordinator decodes with. Raises SpecError."""
+        return chain.codec(self.codec)
+
+
+def parse(table: Any, where: str = "run spec") -> RunSpec:
+    """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
+    run = spec.parse(RunSpec, table, where)
+    stages = tuple(spec.plain(stage) for stage in run.chain().stages)
+    return dataclasses.replace(run, codec=stages)
+
+
+def read_toml(path: Path) -> RunSpec:
+    """A RunSpec from a TOML file. Raises SpecError naming the file, and the line where TOML itself is wrong."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: no such file; `edgetune run create --help` shows a spec to start from") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not TOML: {error}") from error
+    return parse(table, str(path))
