@@ -73,7 +73,7 @@ class RunSpec:
     cohort: Cohort
     method: Plain
     codec: tuple[Plain, ...] | str = "top_k_int4"
-    aggregator: Plain = dataclasses.field(default_factory=lambda: {"id": "mean", "weight": "examples"})
+    aggregator: Plain = dataclasses.field(default_factory=lambda: {"id": "mean", "weight_by": "examples"})
     server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
     evaluation: Evaluation = Evaluation()
     seed: int = 0

@@ -126,3 +126,8 @@ def digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def bytes_digest(data: bytes | memoryview) -> str:
+    """SHA-256 of bytes, as 64 hexadecimal digits: the name a store keeps them under."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,58 @@
+"""How updates become the next adapter: an aggregator folds them to one mean delta, a server optimizer applies it.
+
+Sums are int64 fixed point: the same bits in any order, in any process, and mergeable, so that a round can be computed
+twice, in parts, or again years later, and give the same release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from wire.delta import Vector
+from wire.messages import Contribution
+
+
+class Sum(Protocol):
+    """A fold in progress: constant memory, whatever the number of updates."""
+
+    def add(self, vector: Vector, weight: int) -> None:
+        """Add one update, float32 [size]."""
+
+    def mean(self) -> Vector:
+        """The weighted mean so far, float32 [size]."""
+
+
+class Aggregator(Protocol):
+    """A row of AGGREGATORS."""
+
+    id: str
+
+    def start(self, size: int) -> Sum:
+        """An empty fold over `size` entries."""
+
+    def weight(self, contribution: Contribution) -> int:
+        """What a contribution counts, 1 to 65535."""
+
+    def check(self, vector: Vector) -> None:
+        """Refuse an update that `add` could not hold. Raises PayloadError(OUT_OF_RANGE)."""
+
+
+class ServerOptimizer(Protocol):
+    """A row of SERVER_OPTIMIZERS. Its state is one float32 vector, stored with the release (None: it has none)."""
+
+    id: str
+
+    def state_size(self, size: int) -> int:
+        """Entries of the state for an adapter of `size` entries; 0 for none."""
+
+    def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+        """The next adapter and state, float32, from the mean delta. A zero state is the first."""
+
+
+AGGREGATORS: Mapping[str, str] = {"mean": "coordinator.aggregators.mean:Mean"}
+SERVER_OPTIMIZERS: Mapping[str, str] = {
+    "average": "coordinator.aggregators.server_optimizers:Average",
+    "momentum": "coordinator.aggregators.server_optimizers:Momentum",
+    "adam": "coordinator.aggregators.server_optimizers:Adam",
+}

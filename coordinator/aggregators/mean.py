@@ -1,0 +1,60 @@
+"""FedAvg (arXiv 1602.05629): the mean of the deltas, weighted by examples, in int64 fixed point."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wire.delta import Vector
+from wire.errors import PayloadError, Reason
+from wire.messages import MAX_WEIGHT, Contribution
+
+FRACTION_BITS = 30
+"""One unit of the fixed point is 2^-30: finer than float32 resolves any entry above 2^-7, and far below training noise."""
+LIMIT = 2.0
+"""|entry| < 2 keeps an entry within 31 bits; times a weight of 16 bits and 2^15 updates it stays within 62."""
+SLAB = 1 << 16
+"""Entries converted at a time, so that temporaries stay in cache and memory stays one accumulator."""
+
+
+class FixedPointSum:
+    """Σ weight · round(entry · 2^30) as int64 [size], and Σ weight."""
+
+    def __init__(self, size: int) -> None:
+        self._total: npt.NDArray[np.int64] = np.zeros(size, np.int64)
+        self._weight = 0
+
+    def add(self, vector: Vector, weight: int) -> None:
+        for start in range(0, len(vector), SLAB):
+            part = slice(start, start + SLAB)
+            scaled = np.rint(np.multiply(vector[part], 2.0**FRACTION_BITS, dtype=np.float64))
+            self._total[part] += scaled.astype(np.int64) * weight
+        self._weight += weight
+
+    def mean(self) -> Vector:
+        mean = np.empty(len(self._total), np.float32)
+        for start in range(0, len(mean), SLAB):
+            part = slice(start, start + SLAB)
+            mean[part] = self._total[part] / (self._weight * 2.0**FRACTION_BITS)
+        return mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """`weight_by` "examples": by the number of examples a device trained on; "uniform": every device alike."""
+
+    weight_by: Literal["examples", "uniform"] = "examples"
+    id: ClassVar[str] = "mean"
+
+    def start(self, size: int) -> FixedPointSum:
+        return FixedPointSum(size)
+
+    def weight(self, contribution: Contribution) -> int:
+        return min(contribution.weight, MAX_WEIGHT) if self.weight_by == "examples" else 1
+
+    def check(self, vector: Vector) -> None:
+        if vector.size and not max(-float(vector.min()), float(vector.max())) < LIMIT:
+            raise PayloadError(Reason.OUT_OF_RANGE, f"an entry of the update is {LIMIT} or more: training has diverged")

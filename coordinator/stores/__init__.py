@@ -1,0 +1,141 @@
+"""Stores: where all of a coordinator's state lives. Two protocols, one table each, one conformance suite each.
+
+The ledger is the only point of truth: every method is one transaction, durable when it returns. Blobs are immutable
+and content-addressed, and durable *before* the ledger names them; a blob that no row names is garbage, never damage.
+Any number of processes may use one store at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from coordinator.rounds import Round
+from wire.delta import Layout
+from wire.errors import Reason
+from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
+from wire.run_spec import RunSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as the ledger keeps it."""
+
+    spec: RunSpec
+    layout: Layout
+    state: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Offers:
+    """The answer to a check-in: a task, or how many of the runs asked for are still going."""
+
+    task: Task | None
+    active: int
+    ended: tuple[str, ...]
+
+
+class Ledger(Protocol):
+    """Rounds and what belongs to them. Raises Refused by name, StoreError if the store is damaged."""
+
+    async def create_run(self, spec: RunSpec, layout: Layout, release: ReleaseManifest) -> None:
+        """Open a run at round 1. The same run again is a no-op; another of the same name is RUN_EXISTS."""
+
+    async def run(self, name: str) -> Run:
+        """UNKNOWN_RUN if there is none."""
+
+    async def status(self, name: str) -> RunStatus:
+        """UNKNOWN_RUN if there is none."""
+
+    async def names(self) -> list[str]:
+        """Every run, oldest first."""
+
+    async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
+        """A task of the first of `runs` (all, if empty) that has one for `device`. A device that asks again while its
+        task is open gets the same task again."""
+
+    async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
+        """Give a task back. Idempotent: without an open task nothing happens."""
+
+    async def check(self, contribution: Contribution) -> Receipt | None:
+        """Would `accept` take it? Refuses as `accept` does; the receipt if it is already in; else None. Reads only."""
+
+    async def accept(self, contribution: Contribution) -> Receipt:
+        """Count a checked contribution. Idempotent: the same again gives the same receipt, whatever the round's state.
+        NOT_ASSIGNED, ROUND_CLOSED, WRONG_BASE or CONFLICTING_UPDATE (another digest under the same key)."""
+
+    async def refuse(self, run: str, reason: Reason) -> None:
+        """Count a refusal. A run that does not exist is not counted."""
+
+    async def tick(self) -> list[str]:
+        """Let overdue rounds seal or start again; returns the runs that changed."""
+
+    async def sealed(self) -> list[tuple[str, Round]]:
+        """Rounds that wait to be combined, by run name."""
+
+    async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
+        """What a round accepted, sorted by device."""
+
+    async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
+        """Compare-and-swap: the sealed round becomes `release` and the next round opens, in one transaction. False if
+        somebody else has published it: the caller forgets its own."""
+
+    async def release(self, run: str, version: int | None) -> ReleaseManifest:
+        """One release, None for the newest. UNKNOWN_RELEASE if there is none."""
+
+    async def close(self) -> None:
+        """Finish what is under way and release the store."""
+
+
+class BlobWriter(Protocol):
+    """One blob being written; nothing is visible before `commit`."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def commit(self) -> str:
+        """Make the blob durable and visible; its digest. BAD_SIZE, BAD_DIGEST if it is not what was declared."""
+
+
+class Blobs(Protocol):
+    """Immutable bytes under their SHA-256."""
+
+    def writer(self, digest: str | None, size: int) -> AbstractContextManager[BlobWriter]:
+        """Write a blob of exactly `size` bytes; leaving without `commit` leaves nothing behind. DISK_FULL."""
+
+    def put(self, data: bytes | memoryview) -> str:
+        """Write at once. The same bytes again are a no-op."""
+
+    def get(self, digest: str) -> memoryview:
+        """The bytes, mapped where the store can. UNKNOWN_BLOB if there are none."""
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob. UNKNOWN_BLOB if there is none."""
+
+    def digests(self) -> Iterator[str]:
+        """Every blob, in no order."""
+
+
+LEDGERS: Mapping[str, str] = {"sqlite": "coordinator.stores.sqlite:SqliteLedger"}
+BLOBS: Mapping[str, str] = {
+    "files": "coordinator.stores.files:FileBlobs",
+    "memory": "coordinator.stores.memory:MemoryBlobs",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A ledger and its blobs."""
+
+    ledger: Ledger
+    blobs: Blobs
+
+
+def embedded(folder: Path) -> Store:
+    """The embedded store: SQLite and files in one folder, made if absent. Raises MachineError where it cannot be."""
+    from coordinator.stores.files import FileBlobs
+    from coordinator.stores.sqlite import SqliteLedger
+
+    return Store(SqliteLedger(folder / "ledger.sqlite"), FileBlobs(folder / "blobs"))

@@ -1,0 +1,130 @@
+"""Blobs as files, `ab/abcdef…`: written aside, synced, linked into place, directory synced. Survives power cuts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from wire.errors import MachineError, Reason, Refused
+
+ABANDONED_AFTER_S = 86_400.0
+"""A file still being written after a day belongs to a process that died: no request lives that long."""
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """A full disk is a refusal by name; every other I/O error is this machine's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refused(Reason.DISK_FULL, "the coordinator's disk is full") from error
+        raise MachineError(f"blob store: {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _FileWriter:
+    def __init__(self, blobs: FileBlobs, handle: int, path: Path, digest: str | None, size: int) -> None:
+        self._blobs, self._handle, self._path = blobs, handle, path
+        self._digest, self._size = digest, size
+        self._hash, self._written = hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._written += len(data)
+        if self._written > self._size:
+            raise Refused(Reason.BAD_SIZE, f"more than the declared {self._size} bytes arrived")
+        self._hash.update(data)
+        with _disk():
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._handle, view) :]
+
+    def commit(self) -> str:
+        digest = self._hash.hexdigest()
+        if self._written != self._size:
+            raise Refused(Reason.BAD_SIZE, f"{self._written} of the declared {self._size} bytes arrived")
+        if self._digest is not None and digest != self._digest:
+            raise Refused(Reason.BAD_DIGEST, "the bytes do not have the declared SHA-256")
+        with _disk():
+            os.fsync(self._handle)
+            self._blobs.link(self._path, digest)
+        return digest
+
+
+class FileBlobs:
+    """See `coordinator.stores.Blobs`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._aside = folder, folder / "aside"
+        try:
+            self._aside.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot keep blobs here: {error.strerror}") from error
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for path in self._aside.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process swept it first
+                if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def writer(self, digest: str | None, size: int) -> Iterator[_FileWriter]:
+        with _disk():
+            handle, name = tempfile.mkstemp(dir=self._aside)
+        path = Path(name)
+        try:
+            yield _FileWriter(self, handle, path, digest, size)
+        finally:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+
+    def link(self, path: Path, digest: str) -> None:
+        """Give a finished file its name. The winner of a race and the loser have the same bytes."""
+        place = self._place(digest)
+        if not place.parent.exists():
+            place.parent.mkdir(exist_ok=True)
+            sync_folder(self._folder)
+        with contextlib.suppress(FileExistsError):
+            os.link(path, place)
+        sync_folder(place.parent)
+
+    def put(self, data: bytes | memoryview) -> str:
+        with self.writer(None, len(data)) as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def get(self, digest: str) -> memoryview:
+        try:
+            with self._place(digest).open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
+                    return memoryview(b"")
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError as error:
+            raise Refused(Reason.UNKNOWN_BLOB, f"no blob {digest[:12]}…") from error
+
+    def size(self, digest: str) -> int:
+        try:
+            return self._place(digest).stat().st_size
+        except FileNotFoundError as error:
+            raise Refused(Reason.UNKNOWN_BLOB, f"no blob {digest[:12]}…") from error
+
+    def digests(self) -> Iterator[str]:
+        return (p.name for p in self._folder.glob("??/*"))
+
+    def _place(self, digest: str) -> Path:
+        return self._folder / digest[:2] / digest

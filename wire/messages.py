@@ -1,0 +1,239 @@
+"""What travels, as frozen dataclasses. Each has `to_proto` and `from_proto`; nothing else ever sees a protobuf message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any, Literal
+
+from protos.v1 import federation_pb2 as pb
+from wire import spec
+from wire.errors import PayloadError, Reason
+from wire.run_spec import DIGEST, NAME
+
+PROTOCOL = 1
+CHUNK_BYTES = 1 << 20
+"""Bytes of data in one chunk of a stream; also the largest payload that travels in one unary call."""
+MAX_MESSAGE_BYTES = 4 << 20
+"""The largest gRPC message either end takes; everything bigger is cut in chunks."""
+MAX_WEIGHT = 65_535
+MAX_WAIT_S = 60.0
+
+Kind = Literal["train", "evaluate"]
+_KINDS: dict[int, Kind] = {pb.TASK_KIND_TRAIN: "train", pb.TASK_KIND_EVALUATE: "evaluate"}
+_KIND_NUMBERS = {name: number for number, name in _KINDS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a device is handed. `deadline_s` counts from the answer."""
+
+    run: str
+    round: int
+    attempt: int
+    kind: Kind
+    release_version: int
+    release_digest: str
+    spec_digest: str
+    layout_digest: str
+    deadline_s: float
+
+    def to_proto(self) -> pb.Task:
+        table = dataclasses.asdict(self) | {"kind": _KIND_NUMBERS[self.kind]}
+        return pb.Task(**table)
+
+    @classmethod
+    def from_proto(cls, message: pb.Task) -> Task:
+        if message.kind not in _KINDS:
+            raise PayloadError(Reason.BAD_REQUEST, "task of an unknown kind: this client is older than the coordinator")
+        fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(cls)}
+        return cls(**fields | {"kind": _KINDS[message.kind]})
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """Nothing to do now."""
+
+    retry_after_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """Every run that was asked for has ended."""
+
+    runs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What a device says of its own work: numbers only. Losses in nats a token, None where not measured."""
+
+    loss_before: float | None = None
+    loss_after: float | None = None
+    held_out_tokens: int = 0
+    train_loss: float = 0.0
+    train_tokens: int = 0
+    steps: int = 0
+    train_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def __post_init__(self) -> None:
+        floats = (self.loss_before or 0.0, self.loss_after or 0.0, self.train_loss, self.train_seconds)
+        if not all(math.isfinite(x) for x in floats):
+            raise ValueError("metrics must be finite")
+
+    def to_proto(self) -> pb.Metrics:
+        return pb.Metrics(**{k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+
+    @classmethod
+    def from_proto(cls, message: pb.Metrics) -> Metrics:
+        table = {f.name: getattr(message, f.name) for f in dataclasses.fields(cls)}
+        for name in ("loss_before", "loss_after"):
+            table[name] = table[name] if message.HasField(name) else None
+        return cls(**table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contribution:
+    """One device's part in a round. For an evaluation `digest` is empty and `size` 0."""
+
+    device: str
+    run: str
+    round: int
+    attempt: int
+    digest: str
+    size: int
+    weight: int
+    base_digest: str
+    release_digest: str
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.device) or not NAME.fullmatch(self.run):
+            raise ValueError("device and run must be 1 to 64 of a-z 0-9 . _ -")
+        if self.digest and not DIGEST.fullmatch(self.digest):
+            raise ValueError("digest must be 64 hexadecimal digits")
+        if not 1 <= self.weight <= MAX_WEIGHT:
+            raise ValueError(f"weight must lie between 1 and {MAX_WEIGHT}")
+        if (self.size > 0) != bool(self.digest):
+            raise ValueError("a payload has both a size and a digest, an evaluation neither")
+
+    def to_proto(self) -> pb.Contribution:
+        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return pb.Contribution(**table | {"metrics": self.metrics.to_proto()})
+
+    @classmethod
+    def from_proto(cls, message: pb.Contribution) -> Contribution:
+        """Raises PayloadError (BAD_REQUEST) for anything a well-behaved device would not send."""
+        table: dict[str, Any] = {f.name: getattr(message, f.name) for f in dataclasses.fields(cls)}
+        table["weight"] = min(table["weight"], MAX_WEIGHT)
+        try:
+            return cls(**table | {"metrics": Metrics.from_proto(message.metrics)})
+        except ValueError as error:
+            raise PayloadError(Reason.BAD_REQUEST, str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """Proof that a contribution is stored and counted; the same for every repetition of the same contribution."""
+
+    run: str
+    round: int
+    attempt: int
+    device: str
+    digest: str
+
+    def to_proto(self) -> pb.Receipt:
+        return pb.Receipt(**dataclasses.asdict(self))
+
+    @classmethod
+    def from_proto(cls, message: pb.Receipt) -> Receipt:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One contribution as a release names it."""
+
+    device: str
+    digest: str
+    weight: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseManifest:
+    """A published adapter version. It names everything it was made of, so that anybody can make it again.
+
+    `adapter` and `optimizer_state` are digests of stored vectors (float32, little-endian); `parent` is the digest of
+    the release before, None for release 0.
+    """
+
+    run: str
+    version: int
+    spec: str
+    layout: str
+    parent: str | None
+    adapter: str
+    optimizer_state: str | None
+    contributions: tuple[Share, ...]
+    schema: str = "edgetune-release-1"
+
+    @property
+    def digest(self) -> str:
+        return spec.digest(self)
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> ReleaseManifest:
+        try:
+            return spec.parse(cls, json.loads(text), "release")
+        except ValueError as error:
+            raise PayloadError(Reason.BAD_PAYLOAD, f"release manifest is not JSON: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseStatus:
+    """A release as people see it. Held-out loss: of this release, over the devices that measured it, by tokens."""
+
+    version: int
+    digest: str
+    contributions: int
+    published_at: float
+    held_out_loss: float | None
+    held_out_tokens: int
+    local_loss: float | None
+    train_loss: float | None
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands. `refused` counts refusals by reason over the whole run; times in Unix seconds."""
+
+    name: str
+    state: Literal["running", "done", "failed"]
+    round: int
+    rounds: int
+    attempt: int
+    kind: Kind
+    goal: int
+    minimum: int
+    offered: int
+    accepted: int
+    deadline_at: float
+    parameters: int
+    spec_digest: str
+    base_digest: str
+    refused: dict[str, int]
+    releases: tuple[ReleaseStatus, ...]
+    detail: str = ""
+
+    def to_proto(self) -> pb.RunStatus:
+        return pb.RunStatus(status_json=spec.canonical(self).decode())
+
+    @classmethod
+    def from_proto(cls, message: pb.RunStatus) -> RunStatus:
+        return spec.parse(cls, json.loads(message.status_json), "status")
