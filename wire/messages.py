@@ -56,6 +56,7 @@ class Wait:
     """Nothing to do now."""
 
     retry_after_s: float
+    active_runs: int
 
 
 @dataclasses.dataclass(frozen=True)

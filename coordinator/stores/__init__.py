@@ -86,6 +86,9 @@ class Ledger(Protocol):
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
         """One release, None for the newest. UNKNOWN_RELEASE if there is none."""
 
+    async def attempt(self, run: str, version: int) -> int:
+        """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
+
     async def close(self) -> None:
         """Finish what is under way and release the store."""
 

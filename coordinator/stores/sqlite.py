@@ -217,5 +217,8 @@ class SqliteLedger:
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
         return await self._do(transactions.read_release, run, version)
 
+    async def attempt(self, run: str, version: int) -> int:
+        return await self._do(transactions.attempt, run, version)
+
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.stop)

@@ -220,6 +220,13 @@ def read_release(db: Connection, name: str, version: int | None) -> ReleaseManif
     return ReleaseManifest.parse(row[0])
 
 
+def attempt(db: Connection, name: str, version: int) -> int:
+    row = db.execute("SELECT attempt FROM releases WHERE run = ? AND version = ?", (name, version)).fetchone()
+    if row is None:
+        raise Refused(Reason.UNKNOWN_RELEASE, f"no release {version} of {name!r}")
+    return int(row[0])
+
+
 def live_round(db: Connection, name: str) -> Round | None:
     columns = ", ".join(_ROUND_COLUMNS)
     query = f"SELECT {columns} FROM rounds WHERE run = ? AND state IN ('open', 'sealed')"  # noqa: S608  # constants

@@ -39,10 +39,12 @@ class CheckInReply(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Wait(_message.Message):
-    __slots__ = ("retry_after_s",)
+    __slots__ = ("retry_after_s", "active_runs")
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_RUNS_FIELD_NUMBER: _ClassVar[int]
     retry_after_s: float
-    def __init__(self, retry_after_s: _Optional[float] = ...) -> None: ...
+    active_runs: int
+    def __init__(self, retry_after_s: _Optional[float] = ..., active_runs: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("runs",)

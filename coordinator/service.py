@@ -1,0 +1,267 @@
+"""The gRPC shell: protobuf in, one call into the store, protobuf out. The only file here that imports grpc with serve.py.
+
+Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from coordinator import ingest, publish
+from coordinator.bell import Bell
+from coordinator.stores import Store
+from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import run_spec, spec
+from wire.delta import MAX_PARAMETERS, Layout
+from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, StoreError, UserError
+from wire.messages import (
+    CHUNK_BYTES,
+    MAX_WAIT_S,
+    PROTOCOL,
+    Contribution,
+    Receipt,
+    ReleaseManifest,
+)
+
+T = TypeVar("T")
+TRANSFERS = 8
+"""Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
+CHUNK_TIMEOUT_S = 30.0
+"""A sender that is silent for longer loses its place."""
+POLL_S = 2.0
+"""How long a held check-in may overlook work that another process of the same store opened."""
+
+
+def status_of(error: EdgetuneError) -> status_pb2.Status:
+    """The gRPC status of an error, with ErrorInfo{reason}."""
+    reason = _reason(error)
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain="edgetune"))
+    return status_pb2.Status(code=code_pb2.Code.Value(GRPC_CODE[reason]), message=str(error), details=[info])
+
+
+def _reason(error: EdgetuneError) -> Reason:
+    if isinstance(error, Refused | PayloadError):
+        return error.reason
+    return Reason.BAD_REQUEST if isinstance(error, UserError) else Reason.CORRUPT_STORE
+
+
+def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    @functools.wraps(handler)
+    async def answered(self: Any, request: Any, context: grpc.aio.ServicerContext) -> T:
+        try:
+            return await handler(self, request, context)
+        except EdgetuneError as error:
+            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            raise  # unreachable: abort raises
+
+    return answered
+
+
+def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
+    @functools.wraps(handler)
+    async def streamed(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[T]:
+        try:
+            async for answer in handler(self, request, context):
+                yield answer
+        except EdgetuneError as error:
+            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+
+    return streamed
+
+
+class Core:
+    """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
+
+    def __init__(self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell) -> None:
+        self.store, self.compute, self.disk = store, compute, disk
+        self.changed, self.work = changed, work
+        self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self._rules: dict[str, publish.Rules] = {}
+
+    async def rules(self, name: str) -> publish.Rules:
+        if name not in self._rules:
+            run = await self.store.ledger.run(name)
+            self._rules[name] = publish.rules(run.spec, run.layout)
+        return self._rules[name]
+
+    async def on(self, executor: Executor, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
+
+
+class Federation(pb_grpc.FederationServicer):
+    """What devices call."""
+
+    def __init__(self, core: Core) -> None:
+        self._core, self._store = core, core.store
+
+    @_answered
+    async def CheckIn(self, request: pb.CheckInRequest, context: grpc.aio.ServicerContext) -> pb.CheckInReply:
+        _check_device(request.device)
+        if request.protocol != PROTOCOL:
+            raise Refused(Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}")
+        until = time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        while True:
+            ticket = self._core.work.ticket()
+            offers = await self._store.ledger.offer(request.device, tuple(request.runs))
+            if offers.task is not None:
+                self._core.changed.ring()
+                return pb.CheckInReply(task=offers.task.to_proto())
+            if offers.ended and not offers.active:
+                return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
+            if (left := until - time.monotonic()) <= 0:
+                return pb.CheckInReply(wait=pb.Wait(retry_after_s=0.0, active_runs=offers.active))
+            await self._core.work.wait(ticket, min(left, POLL_S))
+
+    @_answered
+    async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
+        run = await self._store.ledger.run(request.run)
+        return pb.RunDescription(
+            spec_json=spec.canonical(run.spec).decode(), layout_json=spec.canonical(run.layout).decode()
+        )
+
+    @_streamed
+    async def FetchRelease(
+        self, request: pb.FetchReleaseRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ReleaseChunk]:
+        version = None if request.latest else request.version
+        release = await self._store.ledger.release(request.run, version)
+        data = self._store.blobs.get(release.adapter)
+        async with self._core.downloads:
+            first = pb.Release(manifest_json=spec.canonical(release).decode())
+            yield pb.ReleaseChunk(release=first, data=bytes(data[:CHUNK_BYTES]))
+            for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
+                yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
+
+    @_answered
+    async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
+        return await self._take(request.contribution, request.payload)
+
+    @_answered
+    async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
+        return await self._take(request, None)
+
+    async def _take(self, message: pb.Contribution, payload: bytes | None) -> pb.Receipt:
+        try:
+            receipt = await self._receive(Contribution.from_proto(message), payload)
+        except (PayloadError, Refused) as error:
+            await self._store.ledger.refuse(message.run, error.reason)
+            self._core.changed.ring()
+            raise
+        self._core.changed.ring()
+        return receipt.to_proto()
+
+    async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
+        """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
+        if receipt := await self._store.ledger.check(contribution):
+            return receipt
+        if contribution.digest:
+            by = await self._core.rules(contribution.run)
+            ingest.declared(contribution, by)
+            data = payload if payload is not None else self._store.blobs.get(contribution.digest)
+            await self._core.on(self._core.compute, ingest.examine, contribution, data, by)
+            if payload is not None:
+                await self._core.on(self._core.disk, self._store.blobs.put, payload)
+        return await self._store.ledger.accept(contribution)
+
+    @_answered
+    async def Upload(
+        self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext
+    ) -> pb.UploadReply:
+        async with self._core.uploads:
+            first = await _next_chunk(chunks)
+            if first is None or not run_spec.DIGEST.fullmatch(first.digest):
+                raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
+            if not 0 < first.size <= 4 * MAX_PARAMETERS:
+                raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
+            return pb.UploadReply(digest=await self._store_chunks(first, chunks))
+
+    async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
+        with self._store.blobs.writer(first.digest, first.size) as writer:
+            chunk: pb.UploadChunk | None = first
+            while chunk is not None:
+                await self._core.on(self._core.disk, writer.write, chunk.data)
+                chunk = await _next_chunk(chunks)
+            return await self._core.on(self._core.disk, writer.commit)
+
+    @_answered
+    async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.LeaveReply:
+        await self._store.ledger.leave(request.device, request.run, request.round, request.attempt)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return pb.LeaveReply()
+
+
+class Administration(pb_grpc.AdministrationServicer):
+    """What people who administer runs call."""
+
+    def __init__(self, core: Core) -> None:
+        self._core, self._store = core, core.store
+
+    @_answered
+    async def CreateRun(self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
+        created = run_spec.parse(_json(request.spec_json))
+        layout = Layout.parse(_json(request.layout_json))
+        publish.rules(created, layout)
+        if not run_spec.DIGEST.fullmatch(request.adapter_digest):
+            raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
+        ingest.examine_adapter(self._store.blobs.get(request.adapter_digest), created, layout)
+        release = publish.initial(created, layout, request.adapter_digest)
+        await self._store.ledger.create_run(created, layout, release)
+        self._core.work.ring()
+        return (await self._store.ledger.status(created.name)).to_proto()
+
+    @_answered
+    async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
+        return (await self._store.ledger.status(request.run)).to_proto()
+
+    @_answered
+    async def ListRuns(self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext) -> pb.ListRunsReply:
+        names = await self._store.ledger.names()
+        return pb.ListRunsReply(runs=[(await self._store.ledger.status(name)).to_proto() for name in names])
+
+    @_streamed
+    async def WatchRun(
+        self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.RunStatus]:
+        shown = None
+        while True:
+            ticket = self._core.changed.ticket()
+            status = await self._store.ledger.status(request.run)
+            if status != shown:
+                yield status.to_proto()
+                shown = status
+            if status.state != "running":
+                return
+            await self._core.changed.wait(ticket, POLL_S)
+
+
+async def _next_chunk(chunks: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk | None:
+    try:
+        return await asyncio.wait_for(anext(chunks, None), CHUNK_TIMEOUT_S)
+    except TimeoutError as error:
+        raise Refused(Reason.BUSY, f"no chunk arrived for {CHUNK_TIMEOUT_S:.0f} s; send again") from error
+
+
+def _check_device(device: str) -> None:
+    if not run_spec.NAME.fullmatch(device):
+        raise PayloadError(Reason.BAD_REQUEST, "a device name is 1 to 64 of a-z 0-9 . _ -")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(Reason.BAD_REQUEST, f"not JSON: {error}") from error

@@ -1,0 +1,202 @@
+"""`edgetune client`: join runs, look at this device, use what was tuned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from wire.errors import MachineError, UserError
+from wire.run_spec import NAME
+
+DEFAULT_COORDINATOR = "127.0.0.1:7443"
+EXAMPLES = """\
+examples:
+  edgetune client doctor
+  edgetune client join --coordinator 192.0.2.7:7443 --data notes.jsonl
+  edgetune client join --data chat.jsonl --run speeches --name laptop --max-memory 2G
+  edgetune client generate --run speeches "What news?"
+  edgetune client status
+
+DATA is a file of JSON lines with `text`, or `messages`, or `instruction`/`input`/`output`. It never leaves the device.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _join_arguments(_action(commands, "join", "take part in runs until they have ended"))
+    _state_arguments(_action(commands, "status", "what this device did so far"))
+    leave = _action(commands, "leave", "give back an unfinished task and forget runs")
+    _state_arguments(leave)
+    _coordinator_argument(leave)
+    leave.add_argument("--run", metavar="RUN", help="forget what is kept of this run, too")
+    _generate_arguments(_action(commands, "generate", "answer a prompt with a run's newest adapter"))
+    _doctor_arguments(_action(commands, "doctor", "what this device can do and what would be picked"))
+
+
+def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on standard output, one object a line")
+    return parser
+
+
+def _coordinator_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+
+
+def _state_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", metavar="NAME", help="this device's name (default: made up once and kept)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="where this device keeps its state")
+
+
+def _compute_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=["auto", "torch", "toy"], default="auto", help="default: %(default)s")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
+    parser.add_argument("--max-memory", type=memory, metavar="SIZE", help="fit training into this, for example 2G")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one for each core)")
+
+
+def _join_arguments(parser: argparse.ArgumentParser) -> None:
+    _coordinator_argument(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="this device's text")
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="only this run; repeat, first preferred")
+    parser.add_argument("--stay", action="store_true", help="wait for new runs when all have ended")
+    _state_arguments(parser)
+    _compute_arguments(parser)
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to answer; - reads standard input")
+    _coordinator_argument(parser)
+    parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter answers")
+    parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
+    _compute_arguments(parser)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)")
+    parser.add_argument("--measure", action="store_true", help="load the base and time a real step")
+    _compute_arguments(parser)
+
+
+def memory(text: str) -> int:
+    """Bytes of "2G", "800M" or "1500000000".
+
+    >>> memory("1.5G")
+    1610612736
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 2G or 800M")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"join": _join, "status": _status, "leave": _leave, "generate": _generate, "doctor": _doctor}[args.action](args)
+
+
+def state_folder(name: str | None) -> Path:
+    """Where a device of this name keeps its state; one unnamed device a user."""
+    import platformdirs
+
+    if name is not None and not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
+    return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
+
+
+def _join(args: argparse.Namespace) -> int:
+    from edge_client import data
+    from edge_client.participate import participate
+    from edge_client.session import Device, Session
+    from edge_client.state import DeviceState
+    from edge_client.transport import Connection
+
+    examples = data.read(args.data)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    state = DeviceState(args.state or state_folder(args.name), args.name)
+    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads)
+    try:
+        with Connection(args.coordinator) as connection, _progress(args.json) as tell:
+            participate(connection, Session(device, examples), state, tuple(args.run), args.stay, tell)
+    finally:
+        state.close()
+    return 0
+
+
+def _progress(as_json: bool) -> Any:
+    if as_json:
+        from edge_client.progress import JsonLines
+
+        return JsonLines()
+    from edge_client.progress import Screen
+
+    return Screen()
+
+
+def _status(args: argparse.Namespace) -> int:
+    from edge_client.state import DeviceState
+    from wire import spec
+
+    state = DeviceState(args.state or state_folder(args.name), args.name)
+    records = {run: spec.plain(state.record(run)) for run in state.runs()}
+    state.close()
+    if args.json:
+        print(json.dumps({"device": state.device, "state": str(state.folder), "runs": records}))
+        return 0
+    print(f"device {state.device}, state in {state.folder}")
+    for name, record in records.items():
+        print(
+            f"  {name}: {record['rounds']} rounds, {record['bytes_up']:,} bytes up, {record['bytes_down']:,} down,"
+            f" held-out loss {_loss(record['loss_first'])} -> {_loss(record['loss_last'])}"
+        )
+    if not records:
+        print("  no rounds yet; `edgetune client join` takes part")
+    return 0
+
+
+def _loss(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f}"
+
+
+def _leave(args: argparse.Namespace) -> int:
+    from edge_client.state import DeviceState
+    from edge_client.transport import Connection
+
+    state = DeviceState(args.state or state_folder(args.name), args.name)
+    task = state.task()
+    if task is not None:
+        with Connection(args.coordinator) as connection:
+            connection.leave(state.device, task)
+        state.end()
+    if args.run:
+        state.forget(args.run)
+    state.close()
+    given_back = f"{task.run} round {task.round}" if task else None
+    text = json.dumps({"device": state.device, "task": given_back, "forgot": args.run})
+    print(text if args.json else f"gave back: {given_back or 'nothing'}; forgot: {args.run or 'nothing'}")
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from edge_client import bases
+    from edge_client.generate import generate
+    from edge_client.session import engine_class
+    from edge_client.transport import Connection
+
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    with Connection(args.coordinator) as connection:
+        run_spec_, layout = connection.describe(args.run)
+        release, adapter = connection.release(args.run, layout.size, args.release)
+    engine_class(args.engine, run_spec_)
+    raise MachineError("being wired")

@@ -1,0 +1,196 @@
+"""The client's half of the journey, top to bottom: check in, fetch, train, encode, send, and again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edge_client.engines import GradEngine, Tokens
+from edge_client.methods import Trained
+from edge_client.session import Session, Work, batch_seed
+from edge_client.state import DeviceState, Pending
+from edge_client.transport import Connection
+from wire import spec
+from wire.delta import Vector
+from wire.errors import Reason, Refused
+from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
+from wire.run_spec import RunSpec
+
+Event = Callable[[str, dict[str, Any]], None]
+"""Told what happens, by name, with plain values: what progress bars and `--json` show."""
+HOLD_S = 30.0
+"""How long the coordinator may hold a check-in."""
+_TOO_LATE = {Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
+"""Refusals after which the round is over for this device, and the next one is as good as new."""
+
+
+def participate(
+    connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Event
+) -> None:
+    """Take tasks of `runs` (all, if empty) until they have ended; with `stay`, until interrupted."""
+    seen_active = bool(runs)
+    while True:
+        answer = connection.check_in(state.device, runs, HOLD_S)
+        match answer:
+            case Task():
+                seen_active = True
+                take_part(connection, session, state, answer, tell)
+            case Wait():
+                seen_active = seen_active or answer.active_runs > 0
+                tell("waiting", {"active_runs": answer.active_runs})
+                time.sleep(answer.retry_after_s)
+            case Finished() if stay or not seen_active:
+                tell("waiting", {"active_runs": 0})
+                time.sleep(5.0)  # every run has ended and none is announced: look again now and then
+            case Finished():
+                tell("finished", {"runs": list(answer.runs)})
+                return
+
+
+def take_part(connection: Connection, session: Session, state: DeviceState, task: Task, tell: Event) -> None:
+    """One task, from the release to the receipt."""
+    state.begin(task)
+    tell("task", {"run": task.run, "round": task.round, "attempt": task.attempt, "kind": task.kind})
+    try:
+        run, layout = connection.describe(task.run)
+        _check_names(task, run.digest, layout.digest)
+        if not _resend(connection, state, run, task, tell):
+            work = session.work(run, layout)
+            pending = _compute(connection, state, work, task, tell)
+            state.prepare(pending, run)
+            _send(connection, state, run, pending, tell)
+    except BaseException:
+        connection.leave(state.device, task)
+        raise
+    finally:
+        state.end()
+
+
+def _check_names(task: Task, spec_digest: str, layout_digest: str) -> None:
+    if (task.spec_digest, task.layout_digest) != (spec_digest, layout_digest):
+        raise Refused(Reason.WRONG_LAYOUT, f"the coordinator describes {task.run!r} otherwise than its task does")
+
+
+def _resend(connection: Connection, state: DeviceState, run: RunSpec, task: Task, tell: Event) -> bool:
+    """An update that was written down but has no receipt: send it again. True if it was for this very task."""
+    pending = state.pending(run)
+    if pending is None:
+        return False
+    tell("resuming", {"run": run.name, "round": pending.contribution.round})
+    _send(connection, state, run, pending, tell)
+    return (pending.contribution.round, pending.contribution.attempt) == (task.round, task.attempt)
+
+
+def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Event) -> Pending:
+    """Fetch, measure, train, encode: everything between the task and the first byte sent."""
+    release, start = connection.release(task.run, work.layout.size, task.release_version)
+    if release.digest != task.release_digest:
+        raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
+    before = _held_out_loss(work.engine, start, work.held_out)
+    if task.kind == "evaluate":
+        return Pending(_contribution(state, work, task, b"", before, None, None), b"", {})
+    trained = _train(state, work, task, start, tell)
+    after = _held_out_loss(work.engine, start + trained.delta.vector, work.held_out)
+    codec_state = state.codec_state(work.run) or work.codec.init(work.layout)
+    payload, codec_state = work.codec.encode(trained.delta, codec_state)
+    return Pending(_contribution(state, work, task, payload, before, after, trained), payload, codec_state)
+
+
+def _held_out_loss(engine: GradEngine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
+    """Mean loss in nats a token of `adapter` on the device's own held-out text, and how many tokens that is."""
+    engine.write(adapter)
+    total, tokens = engine.loss(held_out)
+    return total / max(1, tokens), tokens
+
+
+def _train(state: DeviceState, work: Work, task: Task, start: Vector, tell: Event) -> Trained:
+    def progress(step: int, steps: int, loss: float) -> None:
+        tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
+
+    seed = batch_seed(work.run, state.device, task.round)
+    return work.method.train(work.engine, start, work.train, seed, progress)
+
+
+def _contribution(
+    state: DeviceState,
+    work: Work,
+    task: Task,
+    payload: bytes,
+    before: tuple[float, int],
+    after: tuple[float, int] | None,
+    trained: Trained | None,
+) -> Contribution:
+    metrics = Metrics(
+        loss_before=before[0],
+        loss_after=after[0] if after else None,
+        held_out_tokens=before[1],
+        train_loss=trained.loss if trained else 0.0,
+        train_tokens=trained.tokens if trained else 0,
+        steps=trained.steps if trained else 0,
+        train_seconds=trained.seconds if trained else 0.0,
+        peak_rss_bytes=peak_rss_bytes(),
+        bytes_up=len(payload),
+        bytes_down=4 * work.layout.size,
+    )
+    return Contribution(
+        device=state.device,
+        run=task.run,
+        round=task.round,
+        attempt=task.attempt,
+        digest=spec.bytes_digest(payload) if payload else "",
+        size=len(payload),
+        weight=min(work.examples, MAX_WEIGHT),
+        base_digest=work.run.base.digest,
+        release_digest=task.release_digest,
+        metrics=metrics,
+    )
+
+
+def _send(connection: Connection, state: DeviceState, run: RunSpec, pending: Pending, tell: Event) -> None:
+    """Send, and keep or drop what was written down by what the coordinator says."""
+    mine = pending.contribution
+    try:
+        connection.send(mine, pending.payload)
+    except Refused as error:
+        state.discard(run.name)
+        if error.reason not in _TOO_LATE:
+            raise
+        tell("too_late", {"run": run.name, "round": mine.round, "reason": error.reason.value, "detail": str(error)})
+        return
+    state.confirm(pending, run)
+    tell("submitted", _summary(connection, mine))
+
+
+def _summary(connection: Connection, mine: Contribution) -> dict[str, Any]:
+    m = mine.metrics
+    return {
+        "run": mine.run,
+        "round": mine.round,
+        "kind": "train" if mine.digest else "evaluate",
+        "bytes_up": m.bytes_up,
+        "bytes_down": m.bytes_down,
+        "wire_up": connection.sent,
+        "wire_down": connection.received,
+        "float32_bytes": m.bytes_down,
+        "loss_before": m.loss_before,
+        "loss_after": m.loss_after,
+        "held_out_tokens": m.held_out_tokens,
+        "train_loss": m.train_loss,
+        "seconds": round(m.train_seconds, 3),
+        "tokens_per_s": round(m.train_tokens / m.train_seconds, 1) if m.train_seconds else None,
+        "peak_rss_mb": m.peak_rss_bytes >> 20,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident size of this process so far."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,82 @@
+"""What a person or a script sees of a client at work: a live line on standard error, or JSON lines on standard output."""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class JsonLines:
+    """Every event as one JSON object a line, at once."""
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return
+
+    def __call__(self, event: str, values: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, **values}), flush=True)
+
+
+class Screen:
+    """A bar for the steps of the round at hand, and a line for each round that is done."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._console = console
+        self._bar: TaskID | None = None
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: str, values: dict[str, Any]) -> None:
+        show = getattr(self, f"_on_{event}", None)
+        if show is not None:
+            show(values)
+
+    def _on_waiting(self, values: dict[str, Any]) -> None:
+        self._say(f"waiting for work ({values['active_runs']} runs going); Ctrl-C leaves")
+
+    def _on_task(self, values: dict[str, Any]) -> None:
+        self._clear()
+        self._bar = self._progress.add_task(f"{values['run']} round {values['round']} {values['kind']}", total=None)
+
+    def _on_step(self, values: dict[str, Any]) -> None:
+        if self._bar is not None:
+            text = f"{values['run']} round {values['round']} loss {values['loss']:.3f}"
+            self._progress.update(self._bar, total=values["steps"], completed=values["step"], description=text)
+
+    def _on_submitted(self, values: dict[str, Any]) -> None:
+        self._clear()
+        after = "" if values["loss_after"] is None else f", {values['loss_after']:.4f} after local training"
+        ratio = "" if not values["bytes_up"] else f", {values['bytes_up']:,} bytes up"
+        self._say(f"{values['run']} round {values['round']}: held-out loss {values['loss_before']:.4f}{after}{ratio}")
+
+    def _on_too_late(self, values: dict[str, Any]) -> None:
+        self._clear()
+        self._say(f"{values['run']} round {values['round']} went on without this device: {values['detail']}")
+
+    def _on_resuming(self, values: dict[str, Any]) -> None:
+        self._say(f"{values['run']} round {values['round']}: sending again what has no receipt yet")
+
+    def _on_finished(self, values: dict[str, Any]) -> None:
+        self._say(f"done: {', '.join(values['runs'])}")
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False)

@@ -1,0 +1,221 @@
+"""What a device keeps across restarts, in one folder: its name, each run's codec state, and an update not yet confirmed.
+
+An update is written down *before* it is sent, together with the codec state that follows from it; the receipt promotes
+that state. A client that dies in between sends the same bytes again, so that an update is counted once and the error
+feedback never forgets, nor counts twice, what the coordinator has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from wire import spec
+from wire.codecs import State
+from wire.errors import MachineError, UserError
+from wire.messages import Contribution, Task
+from wire.run_spec import NAME, RunSpec
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks in the standard library worth having; the folder is not locked there
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a device did in one run so far. Losses in nats a token, None before the first measurement."""
+
+    spec: str = ""
+    rounds: int = 0
+    last_round: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    loss_first: float | None = None
+    loss_last: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pending:
+    """An update that was written down and has no receipt yet."""
+
+    contribution: Contribution
+    payload: bytes
+    codec_state: State
+
+
+class DeviceState:
+    """One device's folder. Raises MachineError where it cannot be written, UserError where another client has it."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder = folder
+        with _writable(folder):
+            (folder / "runs").mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("a")
+        self._take_lock()
+        self.device = self._named(name)
+
+    def close(self) -> None:
+        """Release the folder to other clients."""
+        self._lock.close()
+
+    def codec_state(self, run: RunSpec) -> State | None:
+        """The codec state after the last confirmed update of this very run; None before the first."""
+        found = _read(self._run(run.name) / "codec.npz")
+        if found is None or _text(found.pop("spec")) != run.digest:
+            return None
+        return found
+
+    def record(self, run: str) -> Record:
+        try:
+            return spec.parse(Record, json.loads((self._run(run) / "record.json").read_text()), "record")
+        except FileNotFoundError:
+            return Record()
+
+    def runs(self) -> list[str]:
+        """The runs this device has a record of."""
+        return sorted(path.parent.name for path in (self.folder / "runs").glob("*/record.json"))
+
+    def prepare(self, pending: Pending, run: RunSpec) -> None:
+        """Write an update down before it is sent."""
+        arrays: State = {f"state:{key}": value for key, value in pending.codec_state.items()}
+        arrays["payload"] = np.frombuffer(pending.payload, np.uint8)
+        arrays["contribution"] = _bytes(spec.canonical(pending.contribution).decode())
+        arrays["spec"] = _bytes(run.digest)
+        _write(self._run(run.name) / "pending.npz", _npz(arrays))
+
+    def pending(self, run: RunSpec) -> Pending | None:
+        """The update of this very run that has no receipt yet."""
+        found = _read(self._run(run.name) / "pending.npz")
+        if found is None or _text(found["spec"]) != run.digest:
+            return None
+        contribution = spec.parse(Contribution, json.loads(_text(found["contribution"])), "pending")
+        codec_state = {key.removeprefix("state:"): v for key, v in found.items() if key.startswith("state:")}
+        return Pending(contribution, found["payload"].tobytes(), codec_state)
+
+    def confirm(self, pending: Pending, run: RunSpec) -> None:
+        """The receipt came: the pending codec state becomes the state. Safe to repeat after a crash at any point."""
+        folder = self._run(run.name)
+        if pending.codec_state:
+            _write(folder / "codec.npz", _npz(pending.codec_state | {"spec": _bytes(run.digest)}))
+        self._count(pending.contribution, run)
+        (folder / "pending.npz").unlink(missing_ok=True)
+
+    def discard(self, run: str) -> None:
+        """The update will never be counted: forget it, and the codec state that would have followed."""
+        (self._run(run) / "pending.npz").unlink(missing_ok=True)
+
+    def begin(self, task: Task) -> None:
+        _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
+
+    def end(self) -> None:
+        (self.folder / "task.json").unlink(missing_ok=True)
+
+    def task(self) -> Task | None:
+        """The task under way, or the one that a killed client left behind."""
+        try:
+            return spec.parse(Task, json.loads((self.folder / "task.json").read_text()), "task")
+        except FileNotFoundError:
+            return None
+
+    def forget(self, run: str) -> None:
+        """Remove everything kept of a run."""
+        shutil.rmtree(self._run(run), ignore_errors=True)
+
+    def _count(self, done: Contribution, run: RunSpec) -> None:
+        old = self.record(done.run)
+        old = old if old.spec == run.digest else Record(run.digest)  # another run that has the same name
+        if old.last_round >= done.round:
+            return
+        metrics = done.metrics
+        new = Record(
+            spec=run.digest,
+            rounds=old.rounds + 1,
+            last_round=done.round,
+            bytes_up=old.bytes_up + metrics.bytes_up,
+            bytes_down=old.bytes_down + metrics.bytes_down,
+            loss_first=old.loss_first if old.loss_first is not None else metrics.loss_before,
+            loss_last=metrics.loss_before if metrics.loss_before is not None else old.loss_last,
+        )
+        _write(self._run(done.run) / "record.json", spec.canonical(new))
+
+    def _run(self, run: str) -> Path:
+        if not NAME.fullmatch(run):
+            raise UserError(f"{run!r} is not a run name")
+        return self.folder / "runs" / run
+
+    def _take_lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"{self.folder}: another client is using this state; give this one its own --name or --state"
+            ) from error
+
+    def _named(self, name: str | None) -> str:
+        file = self.folder / "device"
+        kept = file.read_text().strip() if file.exists() else None
+        if name is not None and kept is not None and name != kept:
+            raise UserError(f"{self.folder} belongs to device {kept!r}, not {name!r}; give another --state")
+        device = kept or name or f"device-{secrets.token_hex(6)}"
+        if not NAME.fullmatch(device):
+            raise UserError(f"--name {device!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
+        if kept is None:
+            _write(file, device.encode())
+        return device
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{path}: cannot keep state here: {error.strerror}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All or nothing: aside, synced, renamed."""
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".aside")
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def _npz(arrays: State) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle for one of the arrays
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> State | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise MachineError(f"{path}: damaged; remove it to start this run's codec state anew: {error}") from error
+
+
+def _bytes(text: str) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _text(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> str:
+    return array.tobytes().decode()

@@ -1,0 +1,237 @@
+"""The client's side of the protocol: the only file here that imports grpc. Every call has a deadline and gives up aloud.
+
+Calls that may be repeated are: an unreachable or busy coordinator is asked again with growing, jittered pauses, until
+`patience_s` has passed. A first contact is not waited for: a wrong address should be said at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import run_spec, spec
+from wire.delta import Layout, Vector
+from wire.errors import PayloadError, Reason, Refused, RemoteError, Unreachable
+from wire.messages import (
+    CHUNK_BYTES,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL,
+    Contribution,
+    Finished,
+    Receipt,
+    ReleaseManifest,
+    RunStatus,
+    Task,
+    Wait,
+)
+from wire.run_spec import RunSpec
+
+T = TypeVar("T")
+CALL_S = 30.0
+TRANSFER_S = 3600.0
+"""Deadline of a stream of chunks: 20 MB in an hour is the slowest link that is served."""
+FIRST_CONTACT_S = 5.0
+FRAME_BYTES = 5
+"""gRPC puts a flag and a length before every message."""
+OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 60_000),
+]
+_AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_REASONS_AGAIN = {Reason.BUSY, Reason.DISK_FULL}
+
+
+class Connection:
+    """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever."""
+
+    def __init__(self, address: str, patience_s: float = 300.0) -> None:
+        self.address, self.sent, self.received = address, 0, 0
+        self._patience_s, self._met = patience_s, False
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._devices = pb_grpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+        self._people = pb_grpc.AdministrationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._channel.close()
+
+    # What devices call.
+
+    def check_in(self, device: str, runs: tuple[str, ...], wait_s: float) -> Task | Wait | Finished:
+        """A task, or none after `wait_s`, or the word that every run asked for has ended."""
+        request = pb.CheckInRequest(device=device, runs=runs, wait_s=wait_s, protocol=PROTOCOL)
+        reply = self._unary(self._devices.CheckIn, request, CALL_S + wait_s)
+        match reply.WhichOneof("answer"):
+            case "task":
+                return Task.from_proto(reply.task)
+            case "finished":
+                return Finished(tuple(reply.finished.runs))
+            case _:
+                return Wait(reply.wait.retry_after_s, reply.wait.active_runs)
+
+    def describe(self, run: str) -> tuple[RunSpec, Layout]:
+        """A run's spec and layout, checked."""
+        reply = self._unary(self._devices.DescribeRun, pb.GetRunRequest(run=run))
+        return run_spec.parse(json.loads(reply.spec_json)), Layout.parse(json.loads(reply.layout_json))
+
+    def release(self, run: str, size: int, version: int | None = None) -> tuple[ReleaseManifest, Vector]:
+        """A release (None: the newest) and its adapter, float32 [size], checked against the release's digest."""
+        request = pb.FetchReleaseRequest(run=run, version=version or 0, latest=version is None)
+        return self._again(lambda: self._read_release(request, size))
+
+    def send(self, contribution: Contribution, payload: bytes) -> Receipt:
+        """Send an update and get its receipt. Small ones in one call, large ones as chunks and a commit."""
+        if len(payload) <= CHUNK_BYTES:
+            request = pb.SubmitRequest(contribution=contribution.to_proto(), payload=payload)
+            return Receipt.from_proto(self._unary(self._devices.Submit, request))
+        self.upload(payload)
+        return Receipt.from_proto(self._unary(self._devices.Commit, contribution.to_proto(), TRANSFER_S))
+
+    def upload(self, data: bytes | memoryview) -> str:
+        """Store bytes with the coordinator; their digest."""
+        digest = spec.bytes_digest(data)
+
+        def attempt() -> str:
+            reply = self._devices.Upload(self._counted(_cut(data, digest)), timeout=TRANSFER_S)
+            return str(reply.digest)
+
+        return self._again(attempt)
+
+    def leave(self, device: str, task: Task) -> None:
+        """Give a task back. Asked once: a coordinator that is not there will notice at the deadline."""
+        request = pb.LeaveRequest(device=device, run=task.run, round=task.round, attempt=task.attempt)
+        try:
+            self._devices.Leave(request, timeout=2.0)
+        except grpc.RpcError:
+            return
+
+    # What people who administer runs call.
+
+    def create_run(self, created: RunSpec, layout: Layout, adapter: Vector) -> RunStatus:
+        """Upload the initial adapter, float32 [layout.size], and open the run."""
+        digest = self.upload(memoryview(np.ascontiguousarray(adapter, "<f4")).cast("B"))
+        request = pb.CreateRunRequest(
+            spec_json=spec.canonical(created).decode(),
+            layout_json=spec.canonical(layout).decode(),
+            adapter_digest=digest,
+        )
+        return RunStatus.from_proto(self._unary(self._people.CreateRun, request))
+
+    def status(self, run: str) -> RunStatus:
+        return RunStatus.from_proto(self._unary(self._people.GetRun, pb.GetRunRequest(run=run)))
+
+    def runs(self) -> list[RunStatus]:
+        reply = self._unary(self._people.ListRuns, pb.ListRunsRequest())
+        return [RunStatus.from_proto(status) for status in reply.runs]
+
+    def watch(self, run: str) -> Iterator[RunStatus]:
+        """The status now and after each change, until the run has ended."""
+        while True:
+            for status in self._again(lambda: self._watching(run)):
+                yield status
+                if status.state != "running":
+                    return
+
+    def _watching(self, run: str) -> Iterator[RunStatus]:
+        """A stream that has already answered once, so that refusals are raised here and not while it is read."""
+        stream = self._people.WatchRun(pb.GetRunRequest(run=run), timeout=TRANSFER_S)
+        first = next(stream)
+
+        def rest() -> Iterator[RunStatus]:
+            yield RunStatus.from_proto(first)
+            try:
+                for message in stream:
+                    yield RunStatus.from_proto(message)
+            except grpc.RpcError as error:
+                if error.code() not in _AGAIN:
+                    raise _as_ours(error) from error
+
+        return rest()
+
+    def _read_release(self, request: pb.FetchReleaseRequest, size: int) -> tuple[ReleaseManifest, Vector]:
+        manifest: ReleaseManifest | None = None
+        data = memoryview(bytearray(4 * size))
+        filled, seen = 0, hashlib.sha256()
+        for chunk in self._devices.FetchRelease(request, timeout=TRANSFER_S):
+            self.received += chunk.ByteSize() + FRAME_BYTES
+            if manifest is None:
+                manifest = ReleaseManifest.parse(chunk.release.manifest_json)
+            if filled + len(chunk.data) > len(data):
+                raise PayloadError(Reason.BAD_SIZE, f"release is longer than the {len(data)} bytes of its layout")
+            data[filled : filled + len(chunk.data)] = chunk.data
+            filled += len(chunk.data)
+            seen.update(chunk.data)
+        if manifest is None or filled != len(data) or seen.hexdigest() != manifest.adapter:
+            raise PayloadError(Reason.BAD_DIGEST, "the adapter received is not the one its release names")
+        return manifest, np.frombuffer(data, "<f4")
+
+    def _counted(self, chunks: Iterator[pb.UploadChunk]) -> Iterator[pb.UploadChunk]:
+        for chunk in chunks:
+            self.sent += chunk.ByteSize() + FRAME_BYTES
+            yield chunk
+
+    def _unary(self, method: Any, request: Any, timeout_s: float = CALL_S) -> Any:
+        def attempt() -> Any:
+            self.sent += request.ByteSize() + FRAME_BYTES
+            reply = method(request, timeout=timeout_s)
+            self.received += reply.ByteSize() + FRAME_BYTES
+            return reply
+
+        return self._again(attempt)
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """Repeat what may be repeated. Raises Unreachable when patience ends, Refused for a no, RemoteError otherwise."""
+        give_up = time.monotonic() + (self._patience_s if self._met else FIRST_CONTACT_S)
+        pause_s = 0.2
+        while True:
+            try:
+                result = attempt()
+                self._met = True
+                return result
+            except grpc.RpcError as error:
+                ours = _as_ours(error)
+                retry = error.code() in _AGAIN or (isinstance(ours, Refused) and ours.reason in _REASONS_AGAIN)
+                if not retry:
+                    raise ours from error
+                if time.monotonic() + pause_s > give_up:
+                    raise self._gave_up(ours) from error
+            time.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311  # jitter, not a secret
+            pause_s = min(2 * pause_s, 10.0)
+
+    def _gave_up(self, last: RemoteError) -> RemoteError:
+        if isinstance(last, Refused):
+            return last
+        return Unreachable(f"no coordinator answers at {self.address}: is it running, is the address right? ({last})")
+
+
+def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:
+    view = memoryview(data)
+    yield pb.UploadChunk(digest=digest, size=len(view), data=bytes(view[:CHUNK_BYTES]))
+    for start in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
+        yield pb.UploadChunk(data=bytes(view[start : start + CHUNK_BYTES]))
+
+
+def _as_ours(error: grpc.RpcError) -> RemoteError:
+    """The error that a status carries: Refused if it names one of our reasons."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == "edgetune" and info.reason in Reason.__members__:
+            return Refused(Reason[info.reason], str(error.details()))
+    return RemoteError(f"{error.code().name}: {error.details()}")

@@ -1,0 +1,229 @@
+"""`edgetune run`: create runs, look at them, check them, take their result home."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edge_client import bases
+from edge_client.engines import Base
+from edge_client.methods import METHODS, Method
+from edge_client.transport import Connection
+from wire import run_spec, spec
+from wire.errors import UserError
+from wire.messages import RunStatus
+from wire.run_spec import RunSpec
+
+DEFAULT_COORDINATOR = "127.0.0.1:7443"
+EXAMPLES = """\
+examples:
+  edgetune run create speeches.toml
+  edgetune run list
+  edgetune run watch speeches
+  edgetune run verify speeches --store /srv/edgetune
+  edgetune run export speeches --to peft ./speeches-adapter
+
+a spec to start from:
+  name = "speeches"
+  rounds = 4
+  [base]
+  model = "smollm2-135m"
+  format = "nf4"
+  [cohort]
+  goal = 3
+  [method]
+  id = "lora"
+  local_steps = 8
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = _action(commands, "create", "open a run from a TOML spec")
+    create.add_argument("spec", type=Path, metavar="SPEC.toml")
+    create.add_argument("--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model")
+    _action(commands, "list", "every run of a coordinator")
+    _action(commands, "status", "one run").add_argument("run", metavar="RUN")
+    _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
+    verify = _action(commands, "verify", "compute every release again from the stored updates")
+    verify.add_argument("run", metavar="RUN")
+    verify.add_argument("--store", type=Path, metavar="DIR", help="the coordinator's store (default: the default store)")
+    export = _action(commands, "export", "write a run's adapter or merged model to a folder")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("out", type=Path, metavar="DIR")
+    export.add_argument("--to", choices=["peft", "merged"], required=True, help="an adapter folder, or a whole model")
+    export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    export.add_argument("--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model")
+
+
+def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    actions = {"create": _create, "list": _list, "status": _status, "watch": _watch, "verify": _verify, "export": _export}
+    return actions[args.action](args)
+
+
+def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) -> RunStatus:
+    """Open a run: find its base, let its method lay out and initialise the adapter, upload both names and numbers.
+
+    Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest.
+    """
+    base = bases.find(wanted.base, folder)
+    method: Method = spec.build(METHODS, wanted.method, "method")
+    named = dataclasses.replace(wanted, base=_named(wanted, base, folder), method=spec.plain(method))
+    layout = method.layout(base)
+    return connection.create_run(named, layout, method.initial(layout, named.seed))
+
+
+def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
+    """The base as every device will see it: by digest, and never by a path of this machine."""
+    local = folder is not None or Path(wanted.base.model).exists()
+    model = Path(wanted.base.model).name if local else wanted.base.model
+    return dataclasses.replace(wanted.base, model=model, digest=base.identity)
+
+
+def _create(args: argparse.Namespace) -> int:
+    wanted = run_spec.read_toml(args.spec)
+    with Connection(args.coordinator) as connection:
+        connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
+        status = create(connection, wanted, args.base)
+    if args.json:
+        shown = {"run": status.name, "digest": status.spec_digest, "parameters": status.parameters}
+        print(json.dumps({**shown, "base": status.base_digest, "rounds": status.rounds}))
+    else:
+        print(f"run {status.name}: {status.rounds} rounds, {status.parameters:,} parameters, base {status.base_digest[:12]}…")
+        print(f"devices join with: edgetune client join --coordinator {args.coordinator} --run {status.name} --data FILE")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    with Connection(args.coordinator) as connection:
+        statuses = connection.runs()
+    if args.json:
+        print(json.dumps([spec.plain(status) for status in statuses]))
+        return 0
+    for status in statuses:
+        print(_line(status))
+    if not statuses:
+        print("no runs; `edgetune run create SPEC.toml` opens one")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    with Connection(args.coordinator) as connection:
+        status = connection.status(args.run)
+    if args.json:
+        print(json.dumps(spec.plain(status)))
+    else:
+        _table(status)
+    return 0
+
+
+def _line(status: RunStatus) -> str:
+    where = f"round {min(status.round, status.rounds)}/{status.rounds}, {status.accepted}/{status.goal} updates"
+    if status.kind == "evaluate":
+        where = f"all {status.rounds} rounds published, final evaluation {status.accepted}/{status.goal}"
+    refused = f", refused {sum(status.refused.values())}" if status.refused else ""
+    return f"{status.name}: {status.state}, {where}{refused}{': ' + status.detail if status.detail else ''}"
+
+
+def _table(status: RunStatus) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_line(status), highlight=False)
+    console.print(_releases(status))
+    for reason, count in sorted(status.refused.items()):
+        console.print(f"refused {count} x {reason}", highlight=False)
+
+
+def _releases(status: RunStatus) -> Any:
+    from rich.table import Table
+
+    table = Table("release", "digest", "updates", "held-out loss", "perplexity", "bytes up", "bytes down", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    for release in status.releases:
+        loss = release.held_out_loss
+        known = ("", "") if loss is None else (f"{loss:.4f}", f"{2.718281828459045**loss:.2f}")
+        sizes = (f"{release.bytes_up:,}", f"{release.bytes_down:,}")
+        table.add_row(str(release.version), release.digest[:12], str(release.contributions), *known, *sizes)
+    return table
+
+
+def _watch(args: argparse.Namespace) -> int:
+    with Connection(args.coordinator) as connection:
+        last = _show(connection.watch(args.run), args.json)
+    return 0 if last is not None and last.state == "done" else 1
+
+
+def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    last = None
+    if as_json:
+        for last in statuses:
+            print(json.dumps(spec.plain(last)), flush=True)
+        return last
+    with Live(console=Console(), auto_refresh=False) as live:
+        for last in statuses:
+            live.update(Group(_line(last), _releases(last)), refresh=True)
+    return last
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from coordinator import stores
+    from coordinator.cli import default_store
+    from coordinator.verify import Checked, verify
+
+    folder = args.store or default_store()
+    if not (folder / "ledger.sqlite").exists():
+        raise UserError(f"{folder}: no coordinator's store here; give its folder as --store DIR")
+
+    async def check() -> list[Checked]:
+        store = stores.embedded(folder)
+        try:
+            return await verify(store, args.run)
+        finally:
+            await store.ledger.close()
+
+    started = time.monotonic()
+    verdicts = asyncio.run(check())
+    good = all(v.fault is None for v in verdicts)
+    if args.json:
+        print(json.dumps({"run": args.run, "verified": good, "releases": [dataclasses.asdict(v) for v in verdicts]}))
+    else:
+        for v in verdicts:
+            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or 'ok'}")
+        print(f"{'verified' if good else 'NOT verified'}: {len(verdicts)} releases in {time.monotonic() - started:.1f} s")
+    return 0 if good else 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    from edge_client import export
+
+    with Connection(args.coordinator) as connection:
+        described, layout = connection.describe(args.run)
+        release, adapter = connection.release(args.run, layout.size, args.release)
+    base = bases.find(described.base, args.base)
+    method: Method = spec.build(METHODS, described.method, "method")
+    write = {"peft": export.to_peft, "merged": export.to_merged}[args.to]
+    write(base, method.adapter(base), layout, adapter, args.out)
+    shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
+    print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")
+    return 0
