@@ -1,0 +1,374 @@
+"""One suite for every row of LEDGERS and of BLOBS."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator import publish
+from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger
+from wire import run_spec
+from wire.delta import Layout, Tensor
+from wire.errors import Reason, Refused
+from wire.messages import Contribution, Metrics, Task
+from wire.run_spec import RunSpec
+
+BASE = "b" * 64
+LAYOUT = Layout((Tensor("w", (4,)),))
+
+
+class Clock:
+    """A store's clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now_us
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_us += int(seconds * 1e6)
+
+
+def row(table: Any, name: str) -> Any:
+    module, cls = table[name].split(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def open_ledger(name: str, folder: Path, clock: Clock) -> Ledger:
+    ledger: Ledger = row(LEDGERS, name)(folder / "ledger", clock)
+    return ledger
+
+
+def spec(name: str = "run", **changes: Any) -> RunSpec:
+    table: dict[str, Any] = {
+        "name": name,
+        "base": {"model": "toy", "format": "toy", "digest": BASE},
+        "rounds": 1,
+        "cohort": {"goal": 2, "minimum": 1, "deadline_s": 10.0},
+        "method": {"id": "lora"},
+        "codec": "float32",
+    }
+    return run_spec.parse(table | changes)
+
+
+def contribution(task: Task, device: str, digest: str = "d" * 64, **changes: Any) -> Contribution:
+    table: dict[str, Any] = {
+        "device": device,
+        "run": task.run,
+        "round": task.round,
+        "attempt": task.attempt,
+        "digest": digest,
+        "size": 36 if digest else 0,
+        "weight": 3,
+        "base_digest": BASE,
+        "release_digest": task.release_digest,
+        "metrics": Metrics(loss_before=2.0, held_out_tokens=10),
+    }
+    return Contribution(**table | changes)
+
+
+@pytest.fixture(params=sorted(LEDGERS))
+def ledgers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Callable[[], Ledger], Clock]]:
+    clock = Clock()
+    yield (lambda: open_ledger(request.param, tmp_path, clock)), clock
+
+
+Scene = Callable[[Ledger, Clock], Awaitable[None]]
+
+
+def play(ledgers: tuple[Callable[[], Ledger], Clock], scene: Scene) -> None:
+    async def run() -> None:
+        ledger = ledgers[0]()
+        try:
+            await scene(ledger, ledgers[1])
+        finally:
+            await ledger.close()
+
+    asyncio.run(run())
+
+
+async def create(ledger: Ledger, created: RunSpec) -> None:
+    await ledger.create_run(created, LAYOUT, publish.initial(created, LAYOUT, "a" * 64))
+
+
+async def task_of(ledger: Ledger, device: str, *runs: str) -> Task:
+    offers = await ledger.offer(device, runs)
+    assert offers.task is not None
+    return offers.task
+
+
+async def refusal(call: Awaitable[Any]) -> Reason:
+    with pytest.raises(Refused) as caught:
+        await call
+    return caught.value.reason
+
+
+async def sealed_round(ledger: Ledger) -> Any:
+    for device in ("d1", "d2"):
+        await ledger.accept(contribution(await task_of(ledger, device), device))
+    [(name, sealed)] = await ledger.sealed()
+    assert name == "run"
+    return sealed
+
+
+async def release_after(ledger: Ledger, created: RunSpec) -> Any:
+    parent = await ledger.release(created.name, 0)
+    return publish.ReleaseManifest(
+        created.name, 1, created.digest, LAYOUT.digest, parent.digest, "c" * 64, None, ()
+    )
+
+
+def test_creating_the_same_run_again_changes_nothing_and_another_of_its_name_is_refused(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await create(ledger, spec())
+        assert await ledger.names() == ["run"]
+        assert await refusal(create(ledger, spec(seed=7))) is Reason.RUN_EXISTS
+
+    play(ledgers, scene)
+
+
+def test_what_was_written_is_there_after_reopening(ledgers: Any) -> None:
+    async def first(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await ledger.accept(contribution(await task_of(ledger, "d1"), "d1"))
+
+    async def second(ledger: Ledger, clock: Clock) -> None:
+        assert (await ledger.run("run")).spec == spec()
+        assert (await ledger.status("run")).accepted == 1
+        assert [c.device for c in await ledger.contributions("run", 1, 1)] == ["d1"]
+
+    play(ledgers, first)
+    play(ledgers, second)
+
+
+def test_two_openings_of_one_store_see_each_other(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        other = ledgers[0]()
+        await create(ledger, spec())
+        task = await task_of(other, "d1")
+        await ledger.accept(contribution(task, "d1"))
+        assert (await other.status("run")).accepted == 1
+        await other.close()
+
+    play(ledgers, scene)
+
+
+def test_a_device_that_asks_again_gets_the_same_task_and_no_second_place(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        first = await task_of(ledger, "d1")
+        clock.pass_s(1)
+        again = await task_of(ledger, "d1")
+        assert (again.round, again.attempt) == (first.round, first.attempt)
+        assert again.deadline_s == pytest.approx(first.deadline_s - 1)
+        assert (await ledger.status("run")).offered == 1
+
+    play(ledgers, scene)
+
+
+def test_a_full_round_offers_nothing_and_says_how_many_runs_are_going(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        for device in ("d1", "d2"):
+            await task_of(ledger, device)
+        offers = await ledger.offer("d3", ())
+        assert (offers.task, offers.active, offers.ended) == (None, 1, ())
+
+    play(ledgers, scene)
+
+
+def test_runs_are_tried_in_the_order_asked_for(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec("one"))
+        await create(ledger, spec("two"))
+        assert (await task_of(ledger, "d1", "two", "one")).run == "two"
+        assert await refusal(ledger.offer("d1", ("three",))) is Reason.UNKNOWN_RUN
+
+    play(ledgers, scene)
+
+
+def test_a_task_given_back_makes_room_and_giving_back_twice_does_not_make_more(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await task_of(ledger, "d1")
+        for _ in range(2):
+            await ledger.leave("d1", "run", 1, 1)
+        assert (await ledger.status("run")).offered == 0
+        await task_of(ledger, "d1")
+
+    play(ledgers, scene)
+
+
+def test_the_same_contribution_again_gives_the_same_receipt_even_when_the_round_is_over(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        mine = contribution(await task_of(ledger, "d1"), "d1")
+        receipt = await ledger.accept(mine)
+        assert await ledger.accept(mine) == receipt
+        clock.pass_s(20)
+        await ledger.tick()
+        assert await ledger.accept(mine) == receipt == await ledger.check(mine)
+        assert (await ledger.status("run")).accepted == 1
+
+    play(ledgers, scene)
+
+
+def test_other_bytes_under_the_same_key_are_a_conflict(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        task = await task_of(ledger, "d1")
+        await ledger.accept(contribution(task, "d1"))
+        assert await refusal(ledger.accept(contribution(task, "d1", "e" * 64))) is Reason.CONFLICTING_UPDATE
+
+    play(ledgers, scene)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": "stranger"}, Reason.NOT_ASSIGNED),
+        ({"run": "nowhere"}, Reason.UNKNOWN_RUN),
+        ({"round": 9}, Reason.NOT_ASSIGNED),
+        ({"attempt": 9}, Reason.NOT_ASSIGNED),
+        ({"base_digest": "f" * 64}, Reason.WRONG_BASE),
+        ({"release_digest": "f" * 64}, Reason.WRONG_BASE),
+        ({"digest": "", "size": 0}, Reason.BAD_REQUEST),
+    ],
+)
+def test_a_contribution_with_a_wrong_name_is_refused_and_nothing_is_counted(
+    ledgers: Any, changes: dict[str, Any], reason: Reason
+) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        mine = dataclasses.replace(contribution(await task_of(ledger, "d1"), "d1"), **changes)
+        assert await refusal(ledger.accept(mine)) is reason
+        assert (await ledger.status("run")).accepted == 0
+
+    play(ledgers, scene)
+
+
+def test_an_abandoned_round_refuses_its_updates_and_opens_the_next_attempt(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(cohort={"goal": 2, "minimum": 2, "deadline_s": 10.0, "max_attempts": 2}))
+        late = contribution(await task_of(ledger, "d1"), "d1")
+        clock.pass_s(11)
+        assert await ledger.tick() == ["run"]
+        assert await ledger.tick() == []
+        assert await refusal(ledger.accept(late)) is Reason.ROUND_CLOSED
+        assert (await task_of(ledger, "d1")).attempt == 2
+        clock.pass_s(11)
+        await ledger.tick()
+        status = await ledger.status("run")
+        assert (status.state, "missed its minimum 2 times" in status.detail) == ("failed", True)
+        assert (await ledger.offer("d1", ())).ended == ("run",)
+
+    play(ledgers, scene)
+
+
+def test_publishing_is_a_compare_and_swap_that_one_caller_wins(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        sealed = await sealed_round(ledger)
+        release = await release_after(ledger, spec())
+        won = await asyncio.gather(*[ledger.publish("run", sealed, release) for _ in range(5)])
+        assert sorted(won) == [False] * 4 + [True]
+        assert await ledger.release("run", None) == release
+        assert await ledger.attempt("run", 1) == 1
+        assert await ledger.sealed() == []
+
+    play(ledgers, scene)
+
+
+def test_the_last_release_is_evaluated_and_then_the_run_is_done(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await ledger.publish("run", await sealed_round(ledger), await release_after(ledger, spec()))
+        for device, loss in (("d1", 1.0), ("d2", 4.0)):
+            task = await task_of(ledger, device)
+            assert task.kind == "evaluate"
+            metrics = Metrics(loss_before=loss, held_out_tokens=10 if device == "d1" else 30)
+            await ledger.accept(contribution(task, device, "", metrics=metrics))
+        status = await ledger.status("run")
+        assert (status.state, status.releases[1].held_out_loss) == ("done", pytest.approx(3.25))
+        assert (status.releases[0].held_out_loss, status.releases[0].held_out_tokens) == (pytest.approx(2.0), 20)
+
+    play(ledgers, scene)
+
+
+def test_refusals_are_counted_by_reason(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        for _ in range(3):
+            await ledger.refuse("run", Reason.NOT_FINITE)
+        await ledger.refuse("nowhere", Reason.NOT_FINITE)
+        assert (await ledger.status("run")).refused == {"NOT_FINITE": 3}
+
+    play(ledgers, scene)
+
+
+def test_unknown_names_are_refused(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        assert await refusal(ledger.run("x")) is Reason.UNKNOWN_RUN
+        assert await refusal(ledger.status("x")) is Reason.UNKNOWN_RUN
+        assert await refusal(ledger.release("x", None)) is Reason.UNKNOWN_RELEASE
+
+    play(ledgers, scene)
+
+
+@pytest.fixture(params=sorted(BLOBS))
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    cls = row(BLOBS, request.param)
+    made: Blobs = cls(tmp_path / "blobs") if request.param != "memory" else cls()
+    return made
+
+
+DATA = bytes(range(256)) * 9
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+def test_blobs_come_back_under_their_digest_and_putting_them_twice_keeps_one(blobs: Blobs) -> None:
+    assert blobs.put(DATA) == blobs.put(memoryview(DATA)) == DIGEST
+    assert (bytes(blobs.get(DIGEST)), blobs.size(DIGEST), list(blobs.digests())) == (DATA, len(DATA), [DIGEST])
+
+
+def test_an_empty_blob_is_a_blob(blobs: Blobs) -> None:
+    assert bytes(blobs.get(blobs.put(b""))) == b""
+
+
+def test_a_blob_that_is_not_there_is_refused(blobs: Blobs) -> None:
+    for call in (blobs.get, blobs.size):
+        with pytest.raises(Refused) as caught:
+            call(DIGEST)
+        assert caught.value.reason is Reason.UNKNOWN_BLOB
+
+
+def test_nothing_is_visible_before_the_commit_nor_left_behind_without_one(blobs: Blobs) -> None:
+    with blobs.writer(DIGEST, len(DATA)) as writer:
+        writer.write(DATA)
+        assert list(blobs.digests()) == []
+    assert list(blobs.digests()) == []
+
+
+@pytest.mark.parametrize(
+    ("digest", "size", "reason"),
+    [
+        (DIGEST, len(DATA) - 1, Reason.BAD_SIZE),
+        (DIGEST, len(DATA) + 1, Reason.BAD_SIZE),
+        ("0" * 64, len(DATA), Reason.BAD_DIGEST),
+    ],
+)
+def test_a_blob_that_is_not_what_was_declared_is_refused(blobs: Blobs, digest: str, size: int, reason: Reason) -> None:
+    with blobs.writer(digest, size) as writer, pytest.raises(Refused) as caught:
+        writer.write(DATA)
+        writer.commit()
+    assert caught.value.reason is reason
+    assert list(blobs.digests()) == []

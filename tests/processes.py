@@ -1,0 +1,122 @@
+"""Real processes for tests: a coordinator on a free port, and clients, by the very commands that people type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+START_S = 30.0
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "edgetune", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with one thread a process: tests share few cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class CoordinatorProcess:
+    """`edgetune coordinator serve` over a folder; `kill` is kill -9, and a new one goes on with the same folder."""
+
+    def __init__(self, store: Path, listen: str = "127.0.0.1:0") -> None:
+        self.store = store
+        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json")
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
+        assert self.process.stdout is not None
+        ready = self.process.stdout.readline()
+        assert ready, f"the coordinator ended with code {self.process.wait(START_S)}"
+        self.address: str = json.loads(ready)["address"]
+
+    def __enter__(self) -> CoordinatorProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def rss_bytes(self, peak: bool = False) -> int:
+        wanted = "VmHWM:" if peak else "VmRSS:"
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(wanted):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the coordinator is gone")
+
+
+def start_client(address: str, data: Path, state: Path, *more: str, name: str) -> subprocess.Popen[str]:
+    line = command("client", "join", "--coordinator", address, "--data", data, "--state", state, "--name", name, "--json")
+    return subprocess.Popen([*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """One command to its end."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout_s, check=False)
+
+
+def finished(clients: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> list[list[dict[str, Any]]]:
+    """The events of each client, after all of them have ended well."""
+    told = []
+    for client in clients:
+        out, err = client.communicate(timeout=timeout_s)
+        assert client.returncode == 0, err
+        told.append([json.loads(line) for line in out.splitlines()])
+    return told
+
+
+def write_texts(path: Path, word: str, lines: int = 12) -> Path:
+    """A small data file whose text is a device's own."""
+    path.write_text("".join(json.dumps({"text": f"{word} {n} " * 6}) + "\n" for n in range(lines)), encoding="utf-8")
+    return path
+
+
+TOY_SPEC = """\
+name = "{name}"
+rounds = {rounds}
+codec = "{codec}"
+seed = 1
+[base]
+model = "toy"
+format = "toy"
+[cohort]
+goal = {goal}
+minimum = {minimum}
+deadline_s = {deadline_s}
+[method]
+id = "lora"
+rank = 10
+local_steps = {local_steps}
+batch = 4
+sequence_length = 64
+learning_rate = 0.05
+"""
+
+
+def write_toy_spec(path: Path, **changes: Any) -> Path:
+    """A run of the toy engine: 5,120 parameters, 20 KB of float32."""
+    values: dict[str, Any] = {
+        "name": "toy",
+        "rounds": 3,
+        "codec": "float32",
+        "goal": 3,
+        "minimum": 1,
+        "deadline_s": 60.0,
+        "local_steps": 4,
+    }
+    path.write_text(TOY_SPEC.format(**values | changes), encoding="utf-8")
+    return path
