@@ -28,11 +28,15 @@ State = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class FieldShape:
-    """What a stage emits under one name: `length` entries of `dtype`, or at most `length` if `bounded`."""
+    """What a stage emits under one name: `length` entries of `dtype`, or at most `length` if `bounded`.
+
+    `below` is the exclusive upper limit of the entries, where one is known (positions).
+    """
 
     dtype: str
     length: int
     bounded: bool = False
+    below: int = 0
 
 
 Shape = dict[str, FieldShape]
@@ -44,6 +48,13 @@ def vector_shape(size: int) -> Shape:
     return {"values": FieldShape("float32", size)}
 
 
+def expect(like: Shape, name: str, dtype: str) -> FieldShape:
+    """The field that a stage works on. Raises ValueError if the stages before do not give it."""
+    if name not in like or like[name].dtype != dtype:
+        raise ValueError(f"needs a {dtype} field {name!r} from the stages before it, which give {sorted(like)}")
+    return like[name]
+
+
 class Stage(Protocol):
     """A row of `STAGES`. `kind` says which side of `pack` it stands on."""
 
@@ -51,13 +62,16 @@ class Stage(Protocol):
     kind: Literal["fields", "pack", "bytes"]
 
     def emits(self, like: Any) -> Any:
-        """The static shape of the output for an input of shape `like` (bytes stages: the longest output in bytes)."""
+        """The static shape of the output for an input of shape `like` (bytes stages: the longest output in bytes).
+
+        Raises ValueError for an input this stage cannot work on.
+        """
 
     def init(self, like: Any) -> State:
         """The state before the first encode."""
 
-    def encode(self, x: Any, state: State) -> tuple[Any, State]:
-        """The coded form of `x`, and the state to keep if the coordinator accepts it. Never changes `x` or `state`."""
+    def encode(self, x: Any, state: State, like: Any) -> tuple[Any, State]:
+        """The coded form of `x` (of shape `like`), and the state to keep if the coordinator accepts it. Never changes `x` or `state`."""
 
     def decode(self, y: Any, like: Any) -> Any:
         """The inverse, given the shape `like` that was encoded. Total: returns or raises PayloadError."""

@@ -1,0 +1,94 @@
+"""Chain: a whole codec, from Delta to payload bytes and back. The bytes are described in docs/wire-format.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from wire import spec
+from wire.codecs import Stage, State, series, vector_shape
+from wire.codecs.compositions import COMPOSITIONS
+from wire.delta import Delta, Layout, Tensor
+from wire.errors import PayloadError, Reason, SpecError
+from wire.spec import Plain
+
+MAGIC = b"ETU1"
+NAME_BYTES = 8
+"""Bytes of a digest that a header carries: enough to tell mistakes, which is all it is for."""
+HEADER_BYTES = len(MAGIC) + 2 * NAME_BYTES
+
+_SMALL = Layout((Tensor("any", (100,)),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Fields stages, one `pack`, byte stages. Raises SpecError for any other order."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [stage.kind for stage in self.stages]
+        if kinds.count("pack") != 1 or kinds != sorted(kinds, key=["fields", "pack", "bytes"].index):
+            raise SpecError(f"codec: expected field stages, one pack, then byte stages; got {self}")
+        try:
+            self.max_bytes(_SMALL)
+        except ValueError as error:
+            raise SpecError(f"codec: {self}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"chain({', '.join(stage.id for stage in self.stages)})"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the stages' plain form."""
+        return spec.digest([spec.plain(stage) for stage in self.stages])
+
+    def max_bytes(self, layout: Layout) -> int:
+        """The longest payload that an encoder can write for `layout`."""
+        longest: int = series.shapes(self.stages, vector_shape(layout.size))[-1]
+        return HEADER_BYTES + longest
+
+    def init(self, layout: Layout) -> State:
+        """The state before the first update."""
+        return series.init(self.stages, vector_shape(layout.size))
+
+    def encode(self, delta: Delta, state: State) -> tuple[bytes, State]:
+        """The payload, and the state to keep once it is accepted. Raises ValueError for a delta that is not finite."""
+        if not np.isfinite(delta.vector).all():
+            raise ValueError("a delta must be finite")
+        body, following = series.encode(self.stages, {"values": delta.vector}, state, vector_shape(delta.layout.size))
+        return self._header(delta.layout) + body, following
+
+    def decode(self, payload: bytes, layout: Layout) -> Delta:
+        """What the encoder meant. Total: raises PayloadError for every other byte string."""
+        self._check_header(payload, layout)
+        fields = series.decode(self.stages, payload[HEADER_BYTES:], vector_shape(layout.size))
+        vector = np.ascontiguousarray(fields["values"], np.float32)
+        if not np.isfinite(vector).all():
+            raise PayloadError(Reason.NOT_FINITE, "the update has an entry that is not a finite number")
+        return Delta(layout, vector)
+
+    def _header(self, layout: Layout) -> bytes:
+        return MAGIC + b"".join(bytes.fromhex(name)[:NAME_BYTES] for name in (layout.digest, self.digest))
+
+    def _check_header(self, payload: bytes, layout: Layout) -> None:
+        found, wanted = payload[:HEADER_BYTES], self._header(layout)
+        first, second = len(MAGIC), len(MAGIC) + NAME_BYTES
+        if len(found) < HEADER_BYTES or found[:first] != MAGIC:
+            raise PayloadError(Reason.BAD_PAYLOAD, "not an update: the header is missing")
+        if found[first:second] != wanted[first:second]:
+            raise PayloadError(Reason.WRONG_LAYOUT, "the update was encoded for another layout")
+        if found[second:] != wanted[second:]:
+            raise PayloadError(Reason.WRONG_CODEC, f"the update was encoded by another codec than {self}")
+
+
+def codec(described: str | Sequence[Plain]) -> Chain:
+    """A codec by its name in COMPOSITIONS or by its stages' tables. Raises SpecError."""
+    if isinstance(described, str):
+        if described not in COMPOSITIONS:
+            raise SpecError(f"codec: unknown name {described!r}; choose one of {', '.join(sorted(COMPOSITIONS))}")
+        described = COMPOSITIONS[described]
+    return Chain(series.build(described, "codec"))

@@ -1,0 +1,48 @@
+"""Stages in a row: what `chain` and `error_feedback` are made of. Encoding runs left to right, decoding right to left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from wire import spec
+from wire.codecs import STAGES, Stage, State
+from wire.spec import Plain
+
+
+def build(tables: Sequence[Plain], where: str) -> tuple[Stage, ...]:
+    """The stages that plain tables describe. Raises SpecError naming the place."""
+    return tuple(spec.build(STAGES, table, f"{where}[{i}]") for i, table in enumerate(tables))
+
+
+def shapes(stages: Sequence[Stage], like: Any) -> list[Any]:
+    """The shape before the first stage, between every two, and after the last."""
+    all_shapes = [like]
+    for stage in stages:
+        all_shapes.append(stage.emits(all_shapes[-1]))
+    return all_shapes
+
+
+def init(stages: Sequence[Stage], like: Any) -> State:
+    """Every stage's first state, under its number."""
+    state: State = {}
+    for i, (stage, shape) in enumerate(zip(stages, shapes(stages, like), strict=False)):
+        state |= {f"{i}.{key}": value for key, value in stage.init(shape).items()}
+    return state
+
+
+def encode(stages: Sequence[Stage], x: Any, state: State, like: Any) -> tuple[Any, State]:
+    """`x` through every stage, and the states that follow."""
+    following: State = {}
+    for i, (stage, shape) in enumerate(zip(stages, shapes(stages, like), strict=False)):
+        mine = {key.removeprefix(f"{i}."): value for key, value in state.items() if key.startswith(f"{i}.")}
+        x, mine = stage.encode(x, mine, shape)
+        following |= {f"{i}.{key}": value for key, value in mine.items()}
+    return x, following
+
+
+def decode(stages: Sequence[Stage], y: Any, like: Any) -> Any:
+    """The inverse. Raises PayloadError."""
+    for stage, shape in reversed(list(zip(stages, shapes(stages, like), strict=False))):
+        y = stage.decode(y, shape)
+    return y
