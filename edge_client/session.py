@@ -15,7 +15,7 @@ from edge_client.methods import METHODS, Method
 from wire import spec
 from wire.codecs.chain import Chain
 from wire.delta import Layout
-from wire.errors import MissingExtra, Reason, Refused, SpecError
+from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.run_spec import RunSpec
 
 
@@ -69,7 +69,10 @@ class Session:
         engine = self._engine(run, base, method.adapter(base), layout)
         length = method.sequence_length
         measured = engine.tokenize(held_out, length)[: run.evaluation.max_sequences]
-        return Work(run, layout, codec, method, engine, engine.tokenize(train, length), measured, len(train))
+        training = engine.tokenize(train, length)
+        if not training or not measured:
+            raise DataError(f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence")
+        return Work(run, layout, codec, method, engine, training, measured, len(train))
 
     def _engine(self, run: RunSpec, base: Base, adapter: Adapter, layout: Layout) -> GradEngine:
         key = (base.identity, adapter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +50,18 @@ class Adapter:
 class Optimizer:
     """The local optimizer. Its moments start at zero in every round: a device keeps no optimizer state."""
 
-    id: str = "adamw"
+    id: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError("beta1 and beta2 must be at least 0 and below 1")
+        if self.weight_decay < 0 or self.epsilon <= 0 or self.clip_norm <= 0:
+            raise ValueError("epsilon and clip_norm must be positive, weight_decay not negative")
 
 
 class Base(Protocol):

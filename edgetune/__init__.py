@@ -1,0 +1,1 @@
+"""The command line: what ties client, coordinator and experiments together."""

@@ -1,0 +1,104 @@
+"""`edgetune`: one program, a module for each command, imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from wire.errors import EdgetuneError
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A row of COMMANDS: the module that has `add_arguments(parser)` and `run(args) -> int`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("edgetune.demo.cli", "a whole federation on this machine: coordinator, clients, real text, a report"),
+    "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
+    "coordinator": Command("coordinator.cli", "serve runs"),
+    "run": Command("edgetune.runs", "create, watch, verify and export runs"),
+    "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
+}
+EXAMPLES = """\
+examples:
+  edgetune demo                                      see it work, in eight minutes, with nothing but this machine
+  edgetune coordinator serve                         on the machine that devices can reach
+  edgetune run create speeches.toml                  say what is tuned, and how
+  edgetune client join --data notes.jsonl            on every device
+  edgetune run watch speeches                        look on
+
+EDGETUNE_CACHE says where base models are kept; EDGETUNE_TRACEBACK=1 shows where an error arose.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. 0 done, 1 it could not be done, 2 it was asked wrongly, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        args = _parser(given).parse_args(given)
+        code: int = args.start(args)
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: do not fail at exit again
+        return 1
+    except Exception as error:
+        return _explained(error)
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the one command that is asked for: no other module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="edgetune",
+        description="Federated fine-tuning of small language models on the devices that hold the data.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((word for word in given if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.summary, description=command.summary)
+        if name == wanted:
+            module: Any = importlib.import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(start=module.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"edgetune {version('edgetune')}")
+        except PackageNotFoundError:
+            print("edgetune (not installed)")
+        parser.exit(0)
+
+
+def _explained(error: Exception) -> int:
+    """One line for an error that the program foresees; a traceback for one that it does not."""
+    if os.environ.get("EDGETUNE_TRACEBACK") == "1":
+        raise error
+    if isinstance(error, EdgetuneError) or hasattr(error, "exit_code"):
+        print(f"edgetune: {error}", file=sys.stderr)
+        return int(error.exit_code)  # type: ignore[union-attr]  # quantize's errors have it, and no common ancestor
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        print(f"edgetune: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
+        return 1
+    raise error
