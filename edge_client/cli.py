@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wire.errors import MachineError, UserError
+from wire.errors import UserError
 from wire.run_spec import NAME
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
@@ -190,13 +190,32 @@ def _leave(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     from edge_client import bases
-    from edge_client.generate import generate
+    from edge_client.methods import METHODS, Method
     from edge_client.session import engine_class
     from edge_client.transport import Connection
+    from wire import spec
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     with Connection(args.coordinator) as connection:
-        run_spec_, layout = connection.describe(args.run)
+        run, layout = connection.describe(args.run)
         release, adapter = connection.release(args.run, layout.size, args.release)
-    engine_class(args.engine, run_spec_)
-    raise MachineError("being wired")
+    chosen = engine_class(args.engine, run)
+    if not hasattr(chosen, "generate"):
+        raise UserError(f"base {run.base.model!r} has no language to answer in")
+    base = bases.find(run.base, args.base)
+    method: Method = spec.build(METHODS, run.method, "method")
+    engine = chosen.load(base, method.adapter(base), layout, args.max_memory, threads=args.threads)
+    engine.write(adapter)
+    text = engine.generate(prompt, args.max_new_tokens, args.temperature, args.seed, raw=args.raw)
+    print(json.dumps({"run": run.name, "release": release.version, "answer": text}) if args.json else text)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from edge_client import doctor
+    from wire import run_spec
+
+    described = run_spec.read_toml(args.spec) if args.spec else doctor.DEFAULT
+    report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, args.measure)
+    print(json.dumps(report) if args.json else doctor.text(report))
+    return 0

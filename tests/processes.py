@@ -103,7 +103,7 @@ rank = 10
 local_steps = {local_steps}
 batch = 4
 sequence_length = 64
-learning_rate = 0.05
+learning_rate = {learning_rate}
 """
 
 
@@ -117,6 +117,7 @@ def write_toy_spec(path: Path, **changes: Any) -> Path:
         "minimum": 1,
         "deadline_s": 60.0,
         "local_steps": 4,
+        "learning_rate": 0.05,
     }
     path.write_text(TOY_SPEC.format(**values | changes), encoding="utf-8")
     return path

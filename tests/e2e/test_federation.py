@@ -64,7 +64,7 @@ def test_two_federations_with_one_seed_publish_the_same_releases(tmp_path: Path)
 
 def test_a_coordinator_killed_in_the_middle_of_a_round_loses_nothing(tmp_path: Path) -> None:
     first = CoordinatorProcess(tmp_path / "store")
-    create(first.address, tmp_path, rounds=5, local_steps=40, codec="top_k_int4")
+    create(first.address, tmp_path, rounds=5, local_steps=40, learning_rate=0.002, codec="top_k_int4")
     clients = start_three(first.address, tmp_path)
     with Connection(first.address) as connection:
         next(s for s in connection.watch("toy") if s.round >= 2 and 0 < s.accepted < 3)
@@ -78,7 +78,7 @@ def test_a_coordinator_killed_in_the_middle_of_a_round_loses_nothing(tmp_path: P
 
 def test_a_client_killed_between_training_and_receipt_goes_on_where_it_was(tmp_path: Path) -> None:
     with CoordinatorProcess(tmp_path / "store") as coordinator:
-        create(coordinator.address, tmp_path, goal=1, rounds=6, local_steps=60, codec="top_k_int4")
+        create(coordinator.address, tmp_path, goal=1, rounds=6, local_steps=60, learning_rate=0.002, codec="top_k_int4")
         data = write_texts(tmp_path / "a.jsonl", "alpha")
         client = start_client(coordinator.address, data, tmp_path / "state", name="a")
         with Connection(coordinator.address) as connection:
