@@ -1,0 +1,48 @@
+"""`edgetune quantize`: make a quantized base model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from quantize.base_model import QuantizedBase, build
+from quantize.formats import FORMATS
+from quantize.sources import BUILT_IN
+
+EXAMPLES = """\
+examples:
+  edgetune quantize smollm2-135m --format nf4 --out bases/smollm2-nf4
+  edgetune quantize ./Llama-3.2-1B --format int8 --out bases/llama-int8
+  edgetune quantize model.gguf --format nf4 --out bases/mine
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(BUILT_IN)}, a Hugging Face folder, a .gguf file or a hub id")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="nf4", help="of the linear layers; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    base = build(args.model, args.format, args.out) if args.json else _shown(args.model, args.format, args.out)
+    seconds = time.monotonic() - started
+    if args.json:
+        shown = {"out": str(args.out), "format": base.format, "identity": base.identity, "bytes": base.bytes_on_disk}
+        print(json.dumps({**shown, "seconds": round(seconds, 1)}))
+    else:
+        print(f"{args.out}: {base.bytes_on_disk / 1e6:.0f} MB of {base.format}, identity {base.identity}, {seconds:.1f} s")
+    return 0
+
+
+def _shown(model: str, base_format: str, out: Path) -> QuantizedBase:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{model} to {base_format}", total=None)
+        return build(model, base_format, out, lambda done, total: bar.update(task, completed=done, total=total))
