@@ -1,0 +1,173 @@
+"""The torch engine: LoRA through peft on an NF4, int8 or bfloat16 base, on CUDA, Apple's GPU or the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_client.data import Example
+from edge_client.engines import IGNORE, Adapter, Optimizer, Tokens, torch_loss, torch_memory, torch_model
+from edge_client.engines.text import Text
+from edge_client.engines.torch_linear import compute_in
+from quantize import QuantizedBase
+from wire.delta import Layout, Vector
+from wire.errors import MachineError
+
+MEASURED_AT_ONCE = 2
+"""Sequences a forward pass of `loss`: a fixed number, so that a loss does not depend on who asks."""
+
+
+class TorchEngine:
+    """One model in memory. The residual stream is float32; frozen layers multiply in bfloat16 to train, float32 to measure."""
+
+    def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device):
+        self.layout, self._device, self._limit = layout, device, max_memory
+        self._base_bytes = base.bytes_on_disk
+        self._text = Text(base.folder)
+        self._model = torch_model.build(base, adapter, device)
+        self._body = self._model.base_model.model.model
+        self._head: torch.Tensor = self._model.get_output_embeddings().weight
+        named = dict(self._model.named_parameters())
+        self._factors = [named[t.name.removesuffix(".weight") + ".default.weight"] for t in layout.tensors]
+        self._plan: torch_memory.Plan | None = None
+        self.start(Optimizer())
+        torch_memory.give_back()
+
+    @classmethod
+    def load(
+        cls, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None = None, threads: int | None = None
+    ) -> TorchEngine:
+        """`max_memory` bounds the whole process, in bytes. Raises BaseModelError for a base the architecture cannot use."""
+        if threads:
+            torch.set_num_threads(threads)
+        return cls(base, adapter, layout, max_memory, best_device())
+
+    @classmethod
+    def missing(cls) -> str | None:
+        needed = ("torch", "transformers", "peft")
+        return next((name for name in needed if importlib.util.find_spec(name) is None), None)
+
+    def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
+        return self._text.sequences(examples, length)
+
+    def write(self, vector: Vector) -> None:
+        with torch.no_grad():
+            for factor, (tensor, place) in zip(self._factors, self.layout.slices(), strict=True):
+                factor.copy_(torch.tensor(vector[place]).view(tensor.shape))
+
+    def read(self) -> Vector:
+        return np.concatenate([factor.detach().cpu().numpy().reshape(-1) for factor in self._factors])
+
+    def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
+        self._model.eval()
+        compute_in(self._model, torch.float32)
+        total, count = 0.0, 0
+        with torch.no_grad():
+            head = self._head.float()
+            for some in _cut(sequences, MEASURED_AT_ONCE):
+                hidden, wanted = self._rows(some)
+                total += torch_loss.summed(hidden, head, wanted)
+                count += len(wanted)
+        return total, count
+
+    def start(self, optimizer: Optimizer) -> None:
+        self._clip = optimizer.clip_norm
+        if optimizer.id == "sgd":
+            self._optimizer: Any = torch.optim.SGD(self._factors, lr=0.0, weight_decay=optimizer.weight_decay)
+            return
+        betas = (optimizer.beta1, optimizer.beta2)
+        self._optimizer = torch.optim.AdamW(
+            self._factors, lr=0.0, betas=betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
+        )
+
+    def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
+        self._model.train()
+        compute_in(self._model, torch.bfloat16)
+        self._fit(batch)
+        targets = sum(sequence.targets for sequence in batch)
+        loss = sum(self._backward(some, targets) for some in _cut(batch, self._planned().sequences))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._factors, self._clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise MachineError("the training loss is not finite; lower the run's learning_rate")
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def generate(self, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool) -> str:
+        """The answer to `prompt`; with `raw`, its continuation. Temperature 0 takes the likeliest token each time."""
+        self._model.eval()
+        chance = torch.Generator().manual_seed(seed)
+        given = self._text.prompt(prompt, raw)
+        answer: list[int] = []
+        past = None
+        with torch.no_grad():
+            while len(answer) < max_new_tokens:
+                out = self._body(input_ids=self._ids([given]), use_cache=True, past_key_values=past)
+                logits = (out.last_hidden_state[0, -1].to(self._head.dtype) @ self._head.T).float().cpu()
+                token = _drawn(logits, temperature, chance)
+                if token == self._text.end:
+                    break
+                answer.append(token)
+                past, given = out.past_key_values, [token]
+        return str(self._text.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+    def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
+        """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""
+        fixed = self._base_bytes if self._device.type == "cpu" else 0
+        return torch_memory.plan(self._model.config, fixed, self.layout.size, batch, length, self._limit)
+
+    def _fit(self, batch: Sequence[Tokens]) -> None:
+        if self._plan is None:
+            self._plan = self.expected_memory(len(batch), max(len(s.ids) for s in batch))
+            if self._plan.checkpoint:
+                self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                self._model.enable_input_require_grads()
+
+    def _planned(self) -> torch_memory.Plan:
+        assert self._plan is not None, "_fit comes first"
+        return self._plan
+
+    def _backward(self, some: Sequence[Tokens], targets: int) -> float:
+        hidden, wanted = self._rows(some)
+        loss = torch_loss.RowLoss.apply(hidden, self._head, wanted) / targets
+        loss.backward()
+        return float(loss.detach())
+
+    def _rows(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [N, D] that predict, and what they should predict, int64 [N].
+
+        Shorter sequences are padded at the end, where no earlier position looks: no attention mask is needed.
+        """
+        length = max(len(s.ids) for s in some)
+        ids = self._ids([[*s.ids.tolist(), *[0] * (length - len(s.ids))] for s in some])
+        labels = self._ids([[*s.labels[1:].tolist(), *[IGNORE] * (length - len(s.ids) + 1)] for s in some])
+        hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        there = labels != IGNORE
+        return hidden[there], labels[there]
+
+    def _ids(self, rows: list[list[int]]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self._device)
+
+
+def best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _cut(sequences: Sequence[Tokens], size: int) -> Iterator[Sequence[Tokens]]:
+    for at in range(0, len(sequences), size):
+        yield sequences[at : at + size]
+
+
+def _drawn(logits: torch.Tensor, temperature: float, chance: torch.Generator) -> int:
+    if temperature <= 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=chance))

@@ -1,0 +1,60 @@
+"""How to fit a training step into memory: sequences at a time, and whether layers are computed again in backward."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import sys
+from typing import Any
+
+from wire.errors import MachineError
+
+MIB = 1 << 20
+RUNTIME_BYTES = 430 * MIB
+"""A process that has imported torch, transformers and peft (measured 389 MiB), and its allocator's slack."""
+FLOATS_PER_WIDTH = 14
+"""float32 values that autograd keeps a token and layer, in hidden widths: measured on the Llama family with LoRA on all layers."""
+FLOATS_PER_INNER = 6
+"""The same in widths of the feed-forward layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """`sequences` go forward and backward at once; gradients of the rest are added up. `expected` in bytes."""
+
+    sequences: int
+    checkpoint: bool
+    expected: int
+
+
+def plan(config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None) -> Plan:
+    """The fastest plan within `limit` bytes. `fixed`: bytes of weights. Raises MachineError if none is."""
+    held = RUNTIME_BYTES + fixed + 4 * 4 * adapter_size + 4 * config.vocab_size * (config.hidden_size + 3 * 128)
+    tried = [Plan(n, again, held + n * length * _per_token(config, again)) for again in (False, True) for n in _halving(batch)]
+    for candidate in tried:
+        if limit is None or candidate.expected <= limit:
+            return candidate
+    least = min(candidate.expected for candidate in tried)
+    raise MachineError(
+        f"--max-memory {limit / MIB:.0f}M is too little for sequences of {length} tokens: {least / MIB:.0f}M is the least"  # type: ignore[operator]
+    )
+
+
+def _halving(batch: int) -> list[int]:
+    sizes = [batch]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def _per_token(config: Any, checkpoint: bool) -> int:
+    """Bytes of activations a token."""
+    layer = 4 * (FLOATS_PER_WIDTH * config.hidden_size + FLOATS_PER_INNER * config.intermediate_size)
+    layers = int(config.num_hidden_layers)
+    return layer + 4 * layers * int(config.hidden_size) if checkpoint else layer * layers
+
+
+def give_back() -> None:
+    """Return freed memory to the system: loading and measuring leave much of it with the allocator."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
