@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,12 @@ class RunSpec:
 def parse(table: Any, where: str = "run spec") -> RunSpec:
     """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
     run = spec.parse(RunSpec, table, where)
-    stages = tuple(spec.plain(stage) for stage in run.chain().stages)
-    return dataclasses.replace(run, codec=stages)
+    return dataclasses.replace(run, codec=parse_codec(run.codec))
+
+
+def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
+    """A codec, by name or by stages, as the stages that a frozen spec holds. Raises SpecError."""
+    return tuple(spec.plain(stage) for stage in chain.codec(described).stages)
 
 
 def read_toml(path: Path) -> RunSpec:

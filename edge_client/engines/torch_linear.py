@@ -50,6 +50,9 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = dtype
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            state.dtype = dtype  # what bitsandbytes dequantizes to, before it multiplies
 
 
 def _has_bitsandbytes(device: torch.device) -> bool:

@@ -1,0 +1,104 @@
+"""A release taken home: a peft adapter folder beside its base, or one merged Hugging Face model. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_client.engines import Adapter, Base
+from quantize import QuantizedBase, tensors
+from wire.delta import Layout, Vector
+from wire.errors import MachineError, UserError
+
+README = """\
+# An adapter tuned with edgetune
+
+    import peft, transformers
+    base = transformers.AutoModelForCausalLM.from_pretrained("{folder}/base")
+    model = peft.PeftModel.from_pretrained(base, "{folder}")
+
+`base/` holds the weights that the devices computed with, as float32: the quantized base made plain, not the original.
+"""
+SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def to_peft(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: Path) -> None:
+    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists."""
+    found = _exportable(base)
+    with _aside(out) as folder:
+        (folder / "base").mkdir()
+        _model(found, folder / "base", found.dequantized)
+        declared = {t.name: ("F32", t.shape) for t in layout.tensors}
+        tensors.write(folder / "adapter_model.safetensors", declared, layout.split(vector).values())
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str((out / "base").resolve()),
+            "r": adapter.rank,
+            "lora_alpha": adapter.alpha,
+            "target_modules": list(adapter.targets),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "inference_mode": True,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
+
+
+def to_merged(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: Path) -> None:
+    """A plain Hugging Face folder: base + scale * B A in float32. Raises UserError if `out` exists."""
+    found, factors = _exportable(base), layout.split(vector)
+    scale = np.float32(adapter.alpha / adapter.rank)
+
+    def merged(name: str) -> Any:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        weight = found.dequantized(name)
+        if f"{stem}.lora_A.weight" not in factors:
+            return weight
+        return weight + scale * (factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"])
+
+    with _aside(out) as folder:
+        _model(found, folder, merged)
+
+
+def _exportable(base: Base) -> QuantizedBase:
+    if not isinstance(base, QuantizedBase):
+        raise UserError("the toy base has no model to export")
+    return base
+
+
+def _model(base: QuantizedBase, folder: Path, value: Callable[[str], Any]) -> None:
+    """One Hugging Face folder in float32, written tensor by tensor."""
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1), encoding="utf-8")
+    for name in SIDE_FILES:
+        if (base.folder / name).exists():
+            shutil.copyfile(base.folder / name, folder / name)
+    declared = {name: ("F32", base.shape(name)) for name in base.names()}
+    tensors.write(folder / "model.safetensors", declared, (value(name) for name in declared))
+
+
+@contextlib.contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when everything is in it, and is gone otherwise."""
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another folder")
+    folder: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder.chmod(0o755)
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        raise MachineError(f"{error.filename or out}: {error.strerror}; nothing was kept") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""`edgetune demo`: a whole federation on one machine, measured."""
