@@ -1,1 +1,63 @@
+# Everything here sets itself up: the first target that needs it makes .venv with the pinned versions.
 SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest
+OUT ?= demo-out
+DEMO ?=
+
+.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
+
+$(VENV)/ready: pyproject.toml constraints-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt "pip>=25.1"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo]"
+	touch $@
+
+demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real text (about six minutes)
+	$(RUN) -m edgetune demo --out $(OUT) $(DEMO)
+
+test: $(VENV)/ready  ## every test
+	$(PYTEST)
+
+check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
+	$(PYTEST) --cov --cov-report=term
+
+lint: $(VENV)/ready  ## ruff: rules and layout
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/ready  ## put the layout right
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+types: $(VENV)/ready  ## mypy --strict
+	$(RUN) -m mypy
+
+layers: $(VENV)/ready  ## import-linter: imports only go down
+	$(VENV)/bin/lint-imports --no-cache
+
+protos: $(VENV)/ready  ## generate the protobuf code anew
+	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto
+
+protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gives
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT \
+	&& $(RUN) -m grpc_tools.protoc -I . --python_out="$$made" --pyi_out="$$made" --grpc_python_out="$$made" protos/v1/federation.proto \
+	&& for file in federation_pb2.py federation_pb2.pyi federation_pb2_grpc.py; do \
+	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
+	&& echo "the generated code is fresh"
+
+bench: bench-rounds bench-train  ## every benchmark: ratios against named baselines
+
+bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
+	$(RUN) benchmarks/train_overhead.py
+
+bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
+	$(RUN) benchmarks/round_overhead.py
+
+clean:  ## forget the environment and what was made
+	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -30,8 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve = commands.add_parser(
         "serve", help="serve runs until stopped", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    serve.add_argument("--store", type=Path, metavar="DIR", help=f"where all state is kept (default: {default_store()})")
-    serve.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="default: %(default)s; port 0 picks one")
+    serve.add_argument(
+        "--store", type=Path, metavar="DIR", help=f"where all state is kept (default: {default_store()})"
+    )
+    serve.add_argument(
+        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="default: %(default)s; port 0 picks one"
+    )
     serve.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
 
 

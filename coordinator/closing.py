@@ -40,7 +40,9 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round) -> No
     await store.ledger.publish(name, sealed, release)
 
 
-def _combine(by: Rules, parent: publish.ReleaseManifest, accepted: list[publish.Contribution], store: Store) -> publish.ReleaseManifest:
+def _combine(
+    by: Rules, parent: publish.ReleaseManifest, accepted: list[publish.Contribution], store: Store
+) -> publish.ReleaseManifest:
     release, adapter, state = publish.combine(by, parent, accepted, store.blobs)
     store.blobs.put(publish.as_bytes(adapter))
     if state.size:

@@ -12,12 +12,13 @@ from wire.messages import Contribution
 from wire.run_spec import RunSpec
 
 
-
 def declared(contribution: Contribution, by: Rules) -> None:
     """The size a device declares, before a byte of the payload is looked at. Raises PayloadError."""
     limit = by.codec.max_bytes(by.layout)
     if contribution.size > limit:
-        raise PayloadError(Reason.TOO_LARGE, f"payload of {contribution.size} bytes; this run's codec gives at most {limit}")
+        raise PayloadError(
+            Reason.TOO_LARGE, f"payload of {contribution.size} bytes; this run's codec gives at most {limit}"
+        )
 
 
 def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules) -> None:

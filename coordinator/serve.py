@@ -63,7 +63,9 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     try:
         bound = server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise MachineError(f"cannot listen on {listen}: the port is in use or the address is not this machine's") from error
+        raise MachineError(
+            f"cannot listen on {listen}: the port is in use or the address is not this machine's"
+        ) from error
     return f"{host}:{bound}"
 
 

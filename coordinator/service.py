@@ -25,14 +25,13 @@ from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, StoreError, UserError
+from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, UserError
 from wire.messages import (
     CHUNK_BYTES,
     MAX_WAIT_S,
     PROTOCOL,
     Contribution,
     Receipt,
-    ReleaseManifest,
 )
 
 T = TypeVar("T")
@@ -111,7 +110,9 @@ class Federation(pb_grpc.FederationServicer):
     async def CheckIn(self, request: pb.CheckInRequest, context: grpc.aio.ServicerContext) -> pb.CheckInReply:
         _check_device(request.device)
         if request.protocol != PROTOCOL:
-            raise Refused(Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}")
+            raise Refused(
+                Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
+            )
         until = time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
@@ -177,9 +178,7 @@ class Federation(pb_grpc.FederationServicer):
         return await self._store.ledger.accept(contribution)
 
     @_answered
-    async def Upload(
-        self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext
-    ) -> pb.UploadReply:
+    async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
         async with self._core.uploads:
             first = await _next_chunk(chunks)
             if first is None or not run_spec.DIGEST.fullmatch(first.digest):

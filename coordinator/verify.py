@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from coordinator import publish
 from coordinator.stores import Store
@@ -27,7 +28,7 @@ async def verify(store: Store, name: str) -> list[Checked]:
     newest = (await store.ledger.release(name, None)).version
     releases = [await store.ledger.release(name, version) for version in range(newest + 1)]
     verdicts = [_check_initial(by, releases[0], store)]
-    for parent, release in zip(releases, releases[1:], strict=False):
+    for parent, release in itertools.pairwise(releases):
         accepted = await _accepted(store, name, release)
         verdicts.append(_check(by, parent, release, accepted, store))
     return verdicts

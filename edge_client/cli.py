@@ -66,7 +66,9 @@ def _compute_arguments(parser: argparse.ArgumentParser) -> None:
 def _join_arguments(parser: argparse.ArgumentParser) -> None:
     _coordinator_argument(parser)
     parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="this device's text")
-    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="only this run; repeat, first preferred")
+    parser.add_argument(
+        "--run", action="append", default=[], metavar="RUN", help="only this run; repeat, first preferred"
+    )
     parser.add_argument("--stay", action="store_true", help="wait for new runs when all have ended")
     _state_arguments(parser)
     _compute_arguments(parser)
@@ -80,12 +82,16 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without the chat template")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as plain text, without the chat template"
+    )
     _compute_arguments(parser)
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)")
+    parser.add_argument(
+        "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
+    )
     parser.add_argument("--measure", action="store_true", help="load the base and time a real step")
     _compute_arguments(parser)
 
@@ -103,7 +109,9 @@ def memory(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"join": _join, "status": _status, "leave": _leave, "generate": _generate, "doctor": _doctor}[args.action](args)
+    return {"join": _join, "status": _status, "leave": _leave, "generate": _generate, "doctor": _doctor}[args.action](
+        args
+    )
 
 
 def state_folder(name: str | None) -> Path:

@@ -26,7 +26,13 @@ README = """\
 
 `base/` holds the weights that the devices computed with, as float32: the quantized base made plain, not the original.
 """
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def to_peft(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: Path) -> None:

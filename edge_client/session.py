@@ -71,7 +71,9 @@ class Session:
         measured = engine.tokenize(held_out, length)[: run.evaluation.max_sequences]
         training = engine.tokenize(train, length)
         if not training or not measured:
-            raise DataError(f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence")
+            raise DataError(
+                f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
+            )
         return Work(run, layout, codec, method, engine, training, measured, len(train))
 
     def _engine(self, run: RunSpec, base: Base, adapter: Adapter, layout: Layout) -> GradEngine:
@@ -79,7 +81,9 @@ class Session:
         if key not in self._engines:
             self._engines.clear()  # one model in memory at a time
             chosen = engine_class(self._device.engine, run)
-            self._engines[key] = chosen.load(base, adapter, layout, self._device.max_memory, threads=self._device.threads)
+            self._engines[key] = chosen.load(
+                base, adapter, layout, self._device.max_memory, threads=self._device.threads
+            )
         return self._engines[key]
 
 

@@ -68,7 +68,9 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._channel.close()
 
     # What devices call.
@@ -211,7 +213,7 @@ class Connection:
                     raise ours from error
                 if time.monotonic() + pause_s > give_up:
                     raise self._gave_up(ours) from error
-            time.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311  # jitter, not a secret
+            time.sleep(random.uniform(0.5, 1.0) * pause_s)  # jitter, not a secret
             pause_s = min(2 * pause_s, 10.0)
 
     def _gave_up(self, last: RemoteError) -> RemoteError:

@@ -25,7 +25,9 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("edgetune.demo.cli", "a whole federation on this machine: coordinator, clients, real text, a report"),
+    "demo": Command(
+        "edgetune.demo.cli", "a whole federation on this machine: coordinator, clients, real text, a report"
+    ),
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
     "coordinator": Command("coordinator.cli", "serve runs"),
     "run": Command("edgetune.runs", "create, watch, verify and export runs"),
@@ -98,7 +100,13 @@ def _explained(error: Exception) -> int:
     if isinstance(error, EdgetuneError) or hasattr(error, "exit_code"):
         print(f"edgetune: {error}", file=sys.stderr)
         return int(error.exit_code)  # type: ignore[union-attr]  # quantize's errors have it, and no common ancestor
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+    ):
         print(f"edgetune: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
         return 1
     raise error

@@ -48,19 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = _action(commands, "create", "open a run from a TOML spec")
     create.add_argument("spec", type=Path, metavar="SPEC.toml")
-    create.add_argument("--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model")
+    create.add_argument(
+        "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
+    )
     _action(commands, "list", "every run of a coordinator")
     _action(commands, "status", "one run").add_argument("run", metavar="RUN")
     _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
     verify = _action(commands, "verify", "compute every release again from the stored updates")
     verify.add_argument("run", metavar="RUN")
-    verify.add_argument("--store", type=Path, metavar="DIR", help="the coordinator's store (default: the default store)")
+    verify.add_argument(
+        "--store", type=Path, metavar="DIR", help="the coordinator's store (default: the default store)"
+    )
     export = _action(commands, "export", "write a run's adapter or merged model to a folder")
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", type=Path, metavar="DIR")
     export.add_argument("--to", choices=["peft", "merged"], required=True, help="an adapter folder, or a whole model")
     export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
-    export.add_argument("--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model")
+    export.add_argument(
+        "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
+    )
 
 
 def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
@@ -73,7 +79,14 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    actions = {"create": _create, "list": _list, "status": _status, "watch": _watch, "verify": _verify, "export": _export}
+    actions = {
+        "create": _create,
+        "list": _list,
+        "status": _status,
+        "watch": _watch,
+        "verify": _verify,
+        "export": _export,
+    }
     return actions[args.action](args)
 
 
@@ -105,8 +118,12 @@ def _create(args: argparse.Namespace) -> int:
         shown = {"run": status.name, "digest": status.spec_digest, "parameters": status.parameters}
         print(json.dumps({**shown, "base": status.base_digest, "rounds": status.rounds}))
     else:
-        print(f"run {status.name}: {status.rounds} rounds, {status.parameters:,} parameters, base {status.base_digest[:12]}…")
-        print(f"devices join with: edgetune client join --coordinator {args.coordinator} --run {status.name} --data FILE")
+        print(
+            f"run {status.name}: {status.rounds} rounds, {status.parameters:,} parameters, base {status.base_digest[:12]}…"
+        )
+        print(
+            f"devices join with: edgetune client join --coordinator {args.coordinator} --run {status.name} --data FILE"
+        )
     return 0
 
 
@@ -210,7 +227,9 @@ def _verify(args: argparse.Namespace) -> int:
     else:
         for v in verdicts:
             print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or 'ok'}")
-        print(f"{'verified' if good else 'NOT verified'}: {len(verdicts)} releases in {time.monotonic() - started:.1f} s")
+        print(
+            f"{'verified' if good else 'NOT verified'}: {len(verdicts)} releases in {time.monotonic() - started:.1f} s"
+        )
     return 0 if good else 1
 
 

@@ -76,12 +76,18 @@ def open_base(folder: Path) -> QuantizedBase:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
-            raise QuantizeError(f"{folder}: made by another version of this program ({manifest['schema']}); make it again")
+            raise QuantizeError(
+                f"{folder}: made by another version of this program ({manifest['schema']}); make it again"
+            )
         for name, wanted in manifest["files"].items():
             if file_digest(folder / Path(name).name) != wanted:
-                raise QuantizeError(f"{folder}/{name}: changed since it was made; make the base again with `edgetune quantize`")
+                raise QuantizeError(
+                    f"{folder}/{name}: changed since it was made; make the base again with `edgetune quantize`"
+                )
     except OSError as error:
-        raise QuantizeError(f"{folder}: not a quantized base ({error.strerror}: {error.filename}); `edgetune quantize` makes one") from error
+        raise QuantizeError(
+            f"{folder}: not a quantized base ({error.strerror}: {error.filename}); `edgetune quantize` makes one"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise QuantizeError(f"{path}: damaged: {error}") from error
     return QuantizedBase(folder, manifest)
@@ -164,7 +170,9 @@ def _fill(folder: Path, source: Source, base_format: str, progress: Progress | N
     for name, content in files.items():
         (folder / name).write_bytes(content)
     declared = {
-        name + suffix: stored for name, shape in shapes.items() for suffix, stored in SCHEMES[schemes[name]].stored(shape).items()
+        name + suffix: stored
+        for name, shape in shapes.items()
+        for suffix, stored in SCHEMES[schemes[name]].stored(shape).items()
     }
     tensors.write(folder / WEIGHTS, declared, _encoded(source, shapes, schemes, progress))
     manifest = {

@@ -21,8 +21,12 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(BUILT_IN)}, a Hugging Face folder, a .gguf file or a hub id")
-    parser.add_argument("--format", choices=sorted(FORMATS), default="nf4", help="of the linear layers; default: %(default)s")
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"{', '.join(BUILT_IN)}, a Hugging Face folder, a .gguf file or a hub id"
+    )
+    parser.add_argument(
+        "--format", choices=sorted(FORMATS), default="nf4", help="of the linear layers; default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -35,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         shown = {"out": str(args.out), "format": base.format, "identity": base.identity, "bytes": base.bytes_on_disk}
         print(json.dumps({**shown, "seconds": round(seconds, 1)}))
     else:
-        print(f"{args.out}: {base.bytes_on_disk / 1e6:.0f} MB of {base.format}, identity {base.identity}, {seconds:.1f} s")
+        print(
+            f"{args.out}: {base.bytes_on_disk / 1e6:.0f} MB of {base.format}, identity {base.identity}, {seconds:.1f} s"
+        )
     return 0
 
 

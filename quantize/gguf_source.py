@@ -14,7 +14,11 @@ from quantize.errors import QuantizeError
 from quantize.sources import file_digest
 
 Array = npt.NDArray[Any]
-TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
 LAYER = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -44,7 +48,9 @@ class GgufSource:
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise QuantizeError(f"{path}: not a GGUF file, or damaged: {error}") from error
         if (found := self._keys.get("general.architecture")) != "llama":
-            raise QuantizeError(f"{path}: architecture {found!r}; only 'llama' is read from GGUF, use a Hugging Face folder")
+            raise QuantizeError(
+                f"{path}: architecture {found!r}; only 'llama' is read from GGUF, use a Hugging Face folder"
+            )
         self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
         self.digest = file_digest(path)
 
@@ -72,9 +78,7 @@ class GgufSource:
 
     def side_files(self) -> dict[str, bytes]:
         tokens = self._keys["tokenizer.ggml.tokens"]
-        named = {
-            key.replace("_id", ""): tokens[number] for key, number in self._ids().items() if number is not None
-        }
+        named = {key.replace("_id", ""): tokens[number] for key, number in self._ids().items() if number is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_prefix_space": False,

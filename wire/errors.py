@@ -1,17 +1,17 @@
 """Every error the program raises on purpose, in one tree that says who is to blame.
 
-    EdgetuneError
-    ├── UserError             the person at this machine: a flag, a file, a spec        exit 2
-    │   ├── DataError         a data file; names the file and the line
-    │   ├── SpecError         a run, codec or method spec; names the key
-    │   ├── BaseModelError    no such base model, or one of another digest
-    │   └── MissingExtra      a package is absent; carries the install line
-    ├── MachineError          this machine: disk full, port in use, out of memory       exit 1
-    ├── RemoteError           the other end, or the way there                           exit 1
-    │   ├── Unreachable       nobody answered within the deadline
-    │   └── Refused           the coordinator answered no, by name (`reason`)
-    ├── PayloadError          bytes from the network are not what they claim to be
-    └── StoreError            a stored object is missing or fails its hash
+EdgetuneError
+├── UserError             the person at this machine: a flag, a file, a spec        exit 2
+│   ├── DataError         a data file; names the file and the line
+│   ├── SpecError         a run, codec or method spec; names the key
+│   ├── BaseModelError    no such base model, or one of another digest
+│   └── MissingExtra      a package is absent; carries the install line
+├── MachineError          this machine: disk full, port in use, out of memory       exit 1
+├── RemoteError           the other end, or the way there                           exit 1
+│   ├── Unreachable       nobody answered within the deadline
+│   └── Refused           the coordinator answered no, by name (`reason`)
+├── PayloadError          bytes from the network are not what they claim to be
+└── StoreError            a stored object is missing or fails its hash
 """
 
 from __future__ import annotations

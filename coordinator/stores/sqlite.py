@@ -132,7 +132,7 @@ def _begin(db: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > give_up:
                 raise
-            time.sleep(random.uniform(0.001, 0.01))  # noqa: S311  # jitter, not a secret
+            time.sleep(random.uniform(0.001, 0.01))  # jitter, not a secret
 
 
 def _attempt(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:

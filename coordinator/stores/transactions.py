@@ -24,9 +24,7 @@ Connection = sqlite3.Connection
 _ROUND_COLUMNS = [f.name for f in dataclasses.fields(Round)]
 
 
-def create_run(
-    db: Connection, created: RunSpec, layout: Layout, release: ReleaseManifest, now_us: int
-) -> None:
+def create_run(db: Connection, created: RunSpec, layout: Layout, release: ReleaseManifest, now_us: int) -> None:
     row = db.execute("SELECT spec_digest, layout_digest FROM runs WHERE name = ?", (created.name,)).fetchone()
     if row is not None:
         if tuple(row) == (created.digest, layout.digest) and read_release(db, created.name, 0) == release:
@@ -111,7 +109,9 @@ def check(db: Connection, offered: Contribution, now_us: int) -> Receipt | None:
     known = db.execute("SELECT digest FROM contributions" + where, key).fetchone()
     if known is not None:
         if known[0] != offered.digest:
-            raise Refused(Reason.CONFLICTING_UPDATE, "this device's part in the round is already taken by another payload")
+            raise Refused(
+                Reason.CONFLICTING_UPDATE, "this device's part in the round is already taken by another payload"
+            )
         return Receipt(offered.run, offered.round, offered.attempt, offered.device, offered.digest)
     held = db.execute("SELECT state FROM assignments" + where, key).fetchone()
     if held is None or held[0] != "offered":
@@ -185,7 +185,7 @@ def _expire(db: Connection, name: str, now_us: int) -> None:
 
 def sealed(db: Connection) -> list[tuple[str, Round]]:
     columns = ", ".join(_ROUND_COLUMNS)
-    rows = db.execute(f"SELECT run, {columns} FROM rounds WHERE state = 'sealed'").fetchall()  # noqa: S608  # constants
+    rows = db.execute(f"SELECT run, {columns} FROM rounds WHERE state = 'sealed'").fetchall()  # constants
     return [(row[0], Round(*row[1:])) for row in rows]
 
 
@@ -229,14 +229,14 @@ def attempt(db: Connection, name: str, version: int) -> int:
 
 def live_round(db: Connection, name: str) -> Round | None:
     columns = ", ".join(_ROUND_COLUMNS)
-    query = f"SELECT {columns} FROM rounds WHERE run = ? AND state IN ('open', 'sealed')"  # noqa: S608  # constants
+    query = f"SELECT {columns} FROM rounds WHERE run = ? AND state IN ('open', 'sealed')"  # constants
     row = db.execute(query, (name,)).fetchone()
     return None if row is None else Round(*row)
 
 
 def read_round(db: Connection, name: str, number: int, attempt: int) -> Round:
     columns = ", ".join(_ROUND_COLUMNS)
-    query = f"SELECT {columns} FROM rounds WHERE run = ? AND number = ? AND attempt = ?"  # noqa: S608  # constants
+    query = f"SELECT {columns} FROM rounds WHERE run = ? AND number = ? AND attempt = ?"  # constants
     row = db.execute(query, (name, number, attempt)).fetchone()
     if row is None:
         raise Refused(Reason.NOT_ASSIGNED, f"no round {number} (attempt {attempt}) of {name!r}")
@@ -247,7 +247,7 @@ def _insert_round(db: Connection, name: str, fresh: Round) -> None:
     values: dict[str, Any] = dataclasses.asdict(fresh)
     marks = ", ".join("?" * (len(values) + 1))
     columns = ", ".join(values)
-    db.execute(f"INSERT INTO rounds (run, {columns}) VALUES ({marks})", (name, *values.values()))  # noqa: S608  # constants
+    db.execute(f"INSERT INTO rounds (run, {columns}) VALUES ({marks})", (name, *values.values()))  # constants
 
 
 def _update_round(db: Connection, name: str, changed: Round) -> None:

@@ -44,7 +44,9 @@ class Text:
                 continue
             asked, answer = self._rendered(messages[:i], True), self._rendered(messages[: i + 1], False)
             if not asked.startswith(shown) or not answer.startswith(asked):
-                raise BaseModelError("this base's chat template rewrites earlier turns: dialogues cannot be learned with it")
+                raise BaseModelError(
+                    "this base's chat template rewrites earlier turns: dialogues cannot be learned with it"
+                )
             pieces += [(self.ids(asked[len(shown) :]), False), (self.ids(answer[len(asked) :]), True)]
             shown = answer
         return pieces
@@ -54,4 +56,6 @@ class Text:
             turns = [f"{m.role.capitalize()}: {m.content}\n" for m in messages]
             return "".join(turns) + ("Assistant:" if ask else "")
         table = [{"role": m.role, "content": m.content} for m in messages]
-        return str(self.tokenizer.apply_chat_template(table, tokenize=False, add_generation_prompt=ask)) if table else ""
+        return (
+            str(self.tokenizer.apply_chat_template(table, tokenize=False, add_generation_prompt=ask)) if table else ""
+        )

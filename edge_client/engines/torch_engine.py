@@ -25,7 +25,9 @@ MEASURED_AT_ONCE = 2
 class TorchEngine:
     """One model in memory. The residual stream is float32; frozen layers multiply in bfloat16 to train, float32 to measure."""
 
-    def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device):
+    def __init__(
+        self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
+    ):
         self.layout, self._device, self._limit = layout, device, max_memory
         self._base_bytes = base.bytes_on_disk
         self._text = Text(base.folder)
@@ -40,7 +42,12 @@ class TorchEngine:
 
     @classmethod
     def load(
-        cls, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None = None, threads: int | None = None
+        cls,
+        base: QuantizedBase,
+        adapter: Adapter,
+        layout: Layout,
+        max_memory: int | None = None,
+        threads: int | None = None,
     ) -> TorchEngine:
         """`max_memory` bounds the whole process, in bytes. Raises BaseModelError for a base the architecture cannot use."""
         if threads:

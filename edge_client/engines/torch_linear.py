@@ -64,7 +64,13 @@ def _bitsandbytes(parts: dict[str, torch.Tensor], rows: int, columns: int) -> nn
     from bitsandbytes.functional import QuantState
 
     made = bnb.nn.Linear4bit(
-        columns, rows, bias=False, compute_dtype=torch.bfloat16, compress_statistics=False, quant_type="nf4", device="meta"
+        columns,
+        rows,
+        bias=False,
+        compute_dtype=torch.bfloat16,
+        compress_statistics=False,
+        quant_type="nf4",
+        device="meta",
     )
     # On CPUs with avx512_bf16, bitsandbytes repacks a weight that was evaluated, and the repacked path has no gradient:
     # a client that measures and then trains would learn nothing, without an error.

@@ -39,7 +39,9 @@ class RowLoss(torch.autograd.Function):
 def summed(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor) -> float:
     """The same sum without a gradient, in float32 throughout."""
     head = head.float()
-    parts = [_nll(hidden[at : at + ROWS].float() @ head.T, wanted[at : at + ROWS]) for at in range(0, len(wanted), ROWS)]
+    parts = [
+        _nll(hidden[at : at + ROWS].float() @ head.T, wanted[at : at + ROWS]) for at in range(0, len(wanted), ROWS)
+    ]
     return float(sum(parts))
 
 

@@ -30,7 +30,11 @@ class Plan:
 def plan(config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None) -> Plan:
     """The fastest plan within `limit` bytes. `fixed`: bytes of weights. Raises MachineError if none is."""
     held = RUNTIME_BYTES + fixed + 4 * 4 * adapter_size + 4 * config.vocab_size * (config.hidden_size + 3 * 128)
-    tried = [Plan(n, again, held + n * length * _per_token(config, again)) for again in (False, True) for n in _halving(batch)]
+    tried = [
+        Plan(n, again, held + n * length * _per_token(config, again))
+        for again in (False, True)
+        for n in _halving(batch)
+    ]
     for candidate in tried:
         if limit is None or candidate.expected <= limit:
             return candidate

@@ -45,7 +45,7 @@ class Lora:
         _between("warmup_steps", self.warmup_steps, 0, self.local_steps)
         if self.alpha <= 0 or self.learning_rate <= 0:
             raise ValueError("alpha and learning_rate must be positive")
-        if isinstance(self.targets, str) and self.targets != ALL or not self.targets:
+        if (isinstance(self.targets, str) and self.targets != ALL) or not self.targets:
             raise ValueError(f"targets must be {ALL!r} or a list of module names")
 
     def adapter(self, base: Base) -> Adapter:
@@ -76,7 +76,9 @@ class Lora:
         for tensor, place in layout.slices():
             if tensor.role == "lora_A":
                 raw = (stream.random_raw(tensor.size) >> np.uint64(40)).astype(np.float32)  # 24 bits: exact in float32
-                adapter[place] = (raw * np.float32(2.0**-23) - np.float32(1)) * np.float32(1 / math.sqrt(tensor.shape[1]))
+                adapter[place] = (raw * np.float32(2.0**-23) - np.float32(1)) * np.float32(
+                    1 / math.sqrt(tensor.shape[1])
+                )
         return adapter
 
     def train(

@@ -119,15 +119,15 @@ class Measured:
     seconds: float
 
 
-def _federate(
-    spec: RunSpec, names: list[str], address: str, processes: Processes, out: Path, console: Any
-) -> Measured:
+def _federate(spec: RunSpec, names: list[str], address: str, processes: Processes, out: Path, console: Any) -> Measured:
     """Start the runs and the clients, and look on until all have ended."""
     from edge_client.transport import Connection
     from edgetune import runs
 
     alone = [
-        dataclasses.replace(spec, name=f"alone-{i}", cohort=run_spec.Cohort(goal=1), codec=run_spec.parse_codec("float32"))
+        dataclasses.replace(
+            spec, name=f"alone-{i}", cohort=run_spec.Cohort(goal=1), codec=run_spec.parse_codec("float32")
+        )
         for i in range(len(names))
     ]
     with Connection(address) as connection:
@@ -156,7 +156,13 @@ def _screen(spec: RunSpec, names: list[str], console: Any) -> Any:
 
 
 def _compare(
-    spec: RunSpec, names: list[str], address: str, args: argparse.Namespace, measured: Measured, started: float, processes: Processes
+    spec: RunSpec,
+    names: list[str],
+    address: str,
+    args: argparse.Namespace,
+    measured: Measured,
+    started: float,
+    processes: Processes,
 ) -> Any:
     """Every adapter on the held-out text of all clients together, by one engine."""
     from edge_client import bases, data, export

@@ -41,7 +41,9 @@ class Processes:
 
     def coordinator(self) -> str:
         """Start it on a free port; its address."""
-        child = self._start("coordinator", "coordinator", "serve", "--store", str(self._out / "store"), "--listen", "127.0.0.1:0")
+        child = self._start(
+            "coordinator", "coordinator", "serve", "--store", str(self._out / "store"), "--listen", "127.0.0.1:0"
+        )
         assert child.stdout is not None
         line = child.stdout.readline()
         if not line:
@@ -75,7 +77,7 @@ class Processes:
         (self._out / "logs").mkdir(exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         with (self._out / "logs" / f"{name}.txt").open("w") as log:
-            child = subprocess.Popen(  # noqa: S603  # this program itself
+            child = subprocess.Popen(  # this program itself
                 [sys.executable, "-m", "edgetune", *arguments, "--json"],
                 stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True,
             )  # fmt: skip

@@ -50,7 +50,13 @@ def table(report: Report) -> Any:
     """The closing table."""
     from rich.table import Table
 
-    shown = Table("", "held-out loss", "perplexity", "better than base by", title=f"on the text of all {len(report.clients)} clients")
+    shown = Table(
+        "",
+        "held-out loss",
+        "perplexity",
+        "better than base by",
+        title=f"on the text of all {len(report.clients)} clients",
+    )
     for column in shown.columns[1:]:
         column.justify = "right"
     rows = [("base", report.base_loss)]
@@ -81,11 +87,20 @@ def _picture(report: Report, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     known = [(i, loss) for i, loss in enumerate(report.held_out_by_release) if loss is not None]
-    axes.plot([i for i, _ in known], [loss for _, loss in known], "o-", color="#1b7837", lw=2, label="federated, by the clients")
+    axes.plot(
+        [i for i, _ in known],
+        [loss for _, loss in known],
+        "o-",
+        color="#1b7837",
+        lw=2,
+        label="federated, by the clients",
+    )
     axes.axhline(report.base_loss, color="#444444", ls="--", lw=1, label="base")
     for i, (name, loss) in enumerate(zip(report.clients, report.local_losses, strict=True)):
         axes.axhline(loss, color=f"C{i}", ls=":", lw=1.5, label=f"{name} alone")
-    axes.set(xlabel="release", ylabel="held-out loss (nats a token)", title=f"{report.model}: {len(report.clients)} clients")
+    axes.set(
+        xlabel="release", ylabel="held-out loss (nats a token)", title=f"{report.model}: {len(report.clients)} clients"
+    )
     axes.set_xticks(range(len(report.held_out_by_release)))
     axes.legend(loc="upper right", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

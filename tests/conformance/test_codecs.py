@@ -101,7 +101,9 @@ def test_blockwise_is_off_by_half_a_step_at_most(bits: int, length: int, data: s
     decoded = stage.decode(fields, like)["values"]
     step = np.repeat(fields["scales"].astype(np.float64), 64)[:length]
     # half a step, and what half precision rounds off a scale (2^-11 of it, times the largest code), or below its smallest
-    assert (np.abs(decoded - values.astype(np.float64)) <= step * (0.5 + stage.top * 2.0**-11) + stage.top * 2.0**-25).all()
+    assert (
+        np.abs(decoded - values.astype(np.float64)) <= step * (0.5 + stage.top * 2.0**-11) + stage.top * 2.0**-25
+    ).all()
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.sampled_from([0.0, 1.0, 2.0])), st.floats(0.01, 1.0))

@@ -78,7 +78,7 @@ def contribution(task: Task, device: str, digest: str = "d" * 64, **changes: Any
 @pytest.fixture(params=sorted(LEDGERS))
 def ledgers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Callable[[], Ledger], Clock]]:
     clock = Clock()
-    yield (lambda: open_ledger(request.param, tmp_path, clock)), clock
+    return (lambda: open_ledger(request.param, tmp_path, clock)), clock
 
 
 Scene = Callable[[Ledger, Clock], Awaitable[None]]
@@ -121,9 +121,7 @@ async def sealed_round(ledger: Ledger) -> Any:
 
 async def release_after(ledger: Ledger, created: RunSpec) -> Any:
     parent = await ledger.release(created.name, 0)
-    return publish.ReleaseManifest(
-        created.name, 1, created.digest, LAYOUT.digest, parent.digest, "c" * 64, None, ()
-    )
+    return publish.ReleaseManifest(created.name, 1, created.digest, LAYOUT.digest, parent.digest, "c" * 64, None, ())
 
 
 def test_creating_the_same_run_again_changes_nothing_and_another_of_its_name_is_refused(ledgers: Any) -> None:

@@ -87,7 +87,9 @@ def test_a_round_of_one_device_publishes_exactly_what_it_sent(connection: Connec
     release, adapter = connection.release("one", LAYOUT.size)
     assert (release.version, release.parent) == (1, task.release_digest)
     np.testing.assert_array_equal(adapter, np.full(LAYOUT.size, 0.5, np.float32))
-    done = dataclasses.replace(named(evaluate, b"x"), digest="", size=0, metrics=Metrics(loss_before=1.5, held_out_tokens=4))
+    done = dataclasses.replace(
+        named(evaluate, b"x"), digest="", size=0, metrics=Metrics(loss_before=1.5, held_out_tokens=4)
+    )
     connection.send(done, b"")
     assert connection.check_in("d1", ("one",), 0.0) == Finished(("one",))
     status = connection.status("one")
@@ -140,12 +142,13 @@ def test_an_update_under_another_layout_or_codec_is_refused_by_name(connection: 
     assert reason_of(lambda: connection.send(named(task, payload), payload)) is Reason.WRONG_CODEC
 
 
-def test_a_commit_of_bytes_that_were_never_uploaded_is_refused(connection: Connection, coordinator: CoordinatorProcess) -> None:
+def test_a_commit_of_bytes_that_were_never_uploaded_is_refused(
+    connection: Connection, coordinator: CoordinatorProcess
+) -> None:
     run, task = created(connection, "absent")
     contribution, _ = update(run, task, value=0.25)
-    with grpc.insecure_channel(coordinator.address) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            pb_grpc.FederationStub(channel).Commit(contribution.to_proto(), timeout=5)
+    with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.FederationStub(channel).Commit(contribution.to_proto(), timeout=5)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -159,11 +162,12 @@ def test_a_commit_of_bytes_that_were_never_uploaded_is_refused(connection: Conne
         pb.UploadChunk(digest=hashlib.sha256(b"abc").hexdigest(), size=1 << 40, data=b"abc"),
     ],
 )
-def test_an_upload_that_is_not_what_it_declares_leaves_nothing(coordinator: CoordinatorProcess, first: pb.UploadChunk) -> None:
+def test_an_upload_that_is_not_what_it_declares_leaves_nothing(
+    coordinator: CoordinatorProcess, first: pb.UploadChunk
+) -> None:
     before = sorted(coordinator.store.glob("blobs/??/*"))
-    with grpc.insecure_channel(coordinator.address) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            pb_grpc.FederationStub(channel).Upload(iter([first]), timeout=5)
+    with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.FederationStub(channel).Upload(iter([first]), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert sorted(coordinator.store.glob("blobs/??/*")) == before
     assert list(coordinator.store.glob("blobs/aside/*")) == []
@@ -181,30 +185,32 @@ def test_runs_that_cannot_be_are_refused_before_anything_is_written(connection: 
         (good, LAYOUT, zeros + np.float32("inf")),
     ]:
         assert reason_of(lambda r=run, y=layout, a=adapter: connection.create_run(r, y, a)) in {
-            Reason.BAD_REQUEST, Reason.BAD_SIZE, Reason.NOT_FINITE
+            Reason.BAD_REQUEST,
+            Reason.BAD_SIZE,
+            Reason.NOT_FINITE,
         }
     assert reason_of(lambda: connection.status("never")) is Reason.UNKNOWN_RUN
 
 
 def test_a_check_in_is_held_until_there_is_work_or_time_is_up(connection: Connection) -> None:
-    run, task = created(connection, "held")
+    _run, task = created(connection, "held")
     assert connection.check_in("d2", ("held",), 0.2) == Wait(0.0, 1)
     connection.leave("d1", task)
     assert isinstance(connection.check_in("d2", ("held",), 5.0), Task)
 
 
-def test_bad_device_names_and_other_protocols_are_refused(connection: Connection, coordinator: CoordinatorProcess) -> None:
+def test_bad_device_names_and_other_protocols_are_refused(
+    connection: Connection, coordinator: CoordinatorProcess
+) -> None:
     assert reason_of(lambda: connection.check_in("../d", (), 0.0)) is Reason.BAD_REQUEST
-    with grpc.insecure_channel(coordinator.address) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            pb_grpc.FederationStub(channel).CheckIn(pb.CheckInRequest(device="d", protocol=99), timeout=5)
+    with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.FederationStub(channel).CheckIn(pb.CheckInRequest(device="d", protocol=99), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_message_over_the_cap_is_refused_by_the_transport(coordinator: CoordinatorProcess) -> None:
-    with grpc.insecure_channel(coordinator.address) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            pb_grpc.FederationStub(channel).Submit(pb.SubmitRequest(payload=bytes(5 << 20)), timeout=5)
+    with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.FederationStub(channel).Submit(pb.SubmitRequest(payload=bytes(5 << 20)), timeout=5)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -215,7 +221,7 @@ def test_health_says_serving(coordinator: CoordinatorProcess) -> None:
 
 
 def test_watching_a_run_ends_when_it_ends(connection: Connection) -> None:
-    run, task = created(connection, "watched", cohort={"goal": 1, "deadline_s": 0.2, "max_attempts": 1})
+    _run, _task = created(connection, "watched", cohort={"goal": 1, "deadline_s": 0.2, "max_attempts": 1})
     states = [status.state for status in connection.watch("watched")]
     assert states[0] == "running" and states[-1] == "failed"
 

@@ -140,7 +140,9 @@ def test_a_damaged_update_is_found_by_verify(tmp_path: Path) -> None:
         ('{"text": 5}\n', "bad.jsonl:1"),
     ],
 )
-def test_a_bad_data_file_stops_the_client_before_anything_starts(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_bad_data_file_stops_the_client_before_anything_starts(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
     data = tmp_path / "bad.jsonl"
     if content is not None:
         data.write_text(content)
@@ -154,7 +156,9 @@ def test_two_clients_cannot_share_one_state(tmp_path: Path) -> None:
         data = write_texts(tmp_path / "a.jsonl", "alpha")
         first = start_client(coordinator.address, data, tmp_path / "state", name="a")
         assert first.stdout is not None and first.stdout.readline()
-        second = edgetune("client", "join", "--coordinator", coordinator.address, "--data", data, "--state", tmp_path / "state")
+        second = edgetune(
+            "client", "join", "--coordinator", coordinator.address, "--data", data, "--state", tmp_path / "state"
+        )
         first.send_signal(signal.SIGINT)
         first.communicate(timeout=20)
     assert second.returncode == 2 and "another client is using this state" in second.stderr

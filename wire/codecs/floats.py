@@ -54,4 +54,3 @@ def half(values: Array) -> Array:
     """Half precision without infinities."""
     largest = np.finfo(np.float16).max
     return np.clip(values, -largest, largest).astype(np.float16)
-
