@@ -10,6 +10,7 @@ from coordinator.bell import Bell
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
+from wire.messages import Contribution, ReleaseManifest
 
 IDLE_S = 1.0
 """How often deadlines are looked at, and rounds that another process sealed are found."""
@@ -40,9 +41,7 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round) -> No
     await store.ledger.publish(name, sealed, release)
 
 
-def _combine(
-    by: Rules, parent: publish.ReleaseManifest, accepted: list[publish.Contribution], store: Store
-) -> publish.ReleaseManifest:
+def _combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], store: Store) -> ReleaseManifest:
     release, adapter, state = publish.combine(by, parent, accepted, store.blobs)
     store.blobs.put(publish.as_bytes(adapter))
     if state.size:

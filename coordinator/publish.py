@@ -98,4 +98,4 @@ def vector(data: memoryview, size: int) -> Vector:
 
 def as_bytes(values: Vector) -> memoryview:
     """The stored form of a vector: float32, little-endian."""
-    return memoryview(np.ascontiguousarray(values, "<f4")).cast("B")
+    return memoryview(values.astype("<f4").data).cast("B")

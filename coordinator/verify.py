@@ -7,8 +7,9 @@ import itertools
 
 from coordinator import publish
 from coordinator.stores import Store
+from wire import spec
 from wire.errors import EdgetuneError
-from wire.messages import ReleaseManifest
+from wire.messages import Contribution, ReleaseManifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ async def verify(store: Store, name: str) -> list[Checked]:
     return verdicts
 
 
-async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[publish.Contribution]:
+async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[Contribution]:
     attempt = await store.ledger.attempt(name, release.version)
     return await store.ledger.contributions(name, release.version, attempt)
 
@@ -49,7 +50,7 @@ def _check(
     by: publish.Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
-    accepted: list[publish.Contribution],
+    accepted: list[Contribution],
     store: Store,
 ) -> Checked:
     return Checked(
@@ -64,7 +65,7 @@ def _difference(
     by: publish.Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
-    accepted: list[publish.Contribution],
+    accepted: list[Contribution],
     store: Store,
 ) -> str | None:
     try:
@@ -83,6 +84,6 @@ def _damage(release: ReleaseManifest, store: Store) -> str | None:
             data = store.blobs.get(digest)
         except EdgetuneError:
             return f"blob {digest[:12]}… is gone"
-        if publish.spec.bytes_digest(data) != digest:
+        if spec.bytes_digest(data) != digest:
             return f"blob {digest[:12]}… is damaged"
     return None

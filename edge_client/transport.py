@@ -127,7 +127,7 @@ class Connection:
 
     def create_run(self, created: RunSpec, layout: Layout, adapter: Vector) -> RunStatus:
         """Upload the initial adapter, float32 [layout.size], and open the run."""
-        digest = self.upload(memoryview(np.ascontiguousarray(adapter, "<f4")).cast("B"))
+        digest = self.upload(memoryview(adapter.astype("<f4").data).cast("B"))
         request = pb.CreateRunRequest(
             spec_json=spec.canonical(created).decode(),
             layout_json=spec.canonical(layout).decode(),

@@ -99,7 +99,7 @@ def _explained(error: Exception) -> int:
         raise error
     if isinstance(error, EdgetuneError) or hasattr(error, "exit_code"):
         print(f"edgetune: {error}", file=sys.stderr)
-        return int(error.exit_code)  # type: ignore[union-attr]  # quantize's errors have it, and no common ancestor
+        return int(error.exit_code)  # quantize's errors have it, and no common ancestor
     if isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,

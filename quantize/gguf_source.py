@@ -100,7 +100,7 @@ class GgufSource:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        values: Array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if name.endswith("q_proj.weight"):
             return _halves(values, self._llama("attention.head_count"))
         if name.endswith("k_proj.weight"):

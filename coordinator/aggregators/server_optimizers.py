@@ -79,8 +79,10 @@ class Adam:
         return 2 * size
 
     def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+        first: Vector
+        second: Vector
         first, second = np.split(state, 2)
         first = np.float32(self.beta1) * first + np.float32(1 - self.beta1) * delta
         second = np.float32(self.beta2) * second + np.float32(1 - self.beta2) * delta * delta
-        step = first / (np.sqrt(second) + np.float32(self.epsilon))
+        step: Vector = first / (np.sqrt(second, dtype=np.float32) + np.float32(self.epsilon))
         return adapter + np.float32(self.learning_rate) * step, np.concatenate([first, second])

@@ -85,7 +85,10 @@ def _task(db: Connection, name: str, live: Round, now_us: int) -> Task:
         "SELECT digest FROM releases WHERE run = ? AND version = ?", (name, live.base_version)
     ).fetchone()
     left_s = max(0.0, ((live.deadline_us or now_us) - now_us) / 1e6)
-    return Task(name, live.number, live.attempt, live.kind, live.base_version, release[0], *digests, left_s)
+    spec_digest, layout_digest = digests
+    return Task(
+        name, live.number, live.attempt, live.kind, live.base_version, release[0], spec_digest, layout_digest, left_s
+    )
 
 
 def leave(db: Connection, device: str, name: str, number: int, attempt: int, now_us: int) -> None:
@@ -195,7 +198,7 @@ def contributions(db: Connection, name: str, number: int, attempt: int) -> list[
         " FROM contributions WHERE run = ? AND number = ? AND attempt = ? ORDER BY device",
         (name, number, attempt),
     ).fetchall()
-    return [Contribution(*row[:-1], spec.parse(Metrics, json.loads(row[-1]), "metrics")) for row in rows]
+    return [Contribution(*row[:-1], metrics=spec.parse(Metrics, json.loads(row[-1]), "metrics")) for row in rows]
 
 
 def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, now_us: int) -> bool:

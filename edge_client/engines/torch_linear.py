@@ -49,7 +49,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """The precision that frozen layers multiply in: bfloat16 to train, float32 to measure."""
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = dtype
+            module.compute_dtype = dtype  # type: ignore[assignment]  # a plain attribute, which nn.Module does not tell
         state = getattr(module, "quant_state", None)
         if state is not None:
             state.dtype = dtype  # what bitsandbytes dequantizes to, before it multiplies
@@ -60,10 +60,10 @@ def _has_bitsandbytes(device: torch.device) -> bool:
 
 
 def _bitsandbytes(parts: dict[str, torch.Tensor], rows: int, columns: int) -> nn.Linear:
-    import bitsandbytes as bnb
     from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    made = bnb.nn.Linear4bit(
+    made = Linear4bit(
         columns,
         rows,
         bias=False,
@@ -84,7 +84,7 @@ def _bitsandbytes(parts: dict[str, torch.Tensor], rows: int, columns: int) -> nn
         quant_type="nf4",
         dtype=torch.bfloat16,
     )
-    made.weight = bnb.nn.Params4bit(
+    made.weight = Params4bit(
         parts[".codes"].view(-1, 1),
         requires_grad=False,
         quant_state=state,
@@ -130,7 +130,8 @@ class PortableLinear(nn.Linear):
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, [out, in]."""
-        absmax: Any = self.absmax
+        absmax: Any = self.absmax  # a registered buffer
+        values: torch.Tensor
         if self._scheme == "nf4":
             values = _PAIRS.to(self.weight.device, dtype)[self.weight.int()].view(-1, BLOCK) * absmax.to(dtype)[:, None]
         else:

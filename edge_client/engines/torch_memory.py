@@ -13,7 +13,7 @@ MIB = 1 << 20
 RUNTIME_BYTES = 430 * MIB
 """A process that has imported torch, transformers and peft (measured 389 MiB), and its allocator's slack."""
 FLOATS_PER_WIDTH = 14
-"""float32 values that autograd keeps a token and layer, in hidden widths: measured on the Llama family with LoRA on all layers."""
+"""float32 values that autograd keeps a token and layer, in hidden widths: measured on Llama with LoRA on all layers."""
 FLOATS_PER_INNER = 6
 """The same in widths of the feed-forward layer."""
 
@@ -53,7 +53,7 @@ def _halving(batch: int) -> list[int]:
 
 def _per_token(config: Any, checkpoint: bool) -> int:
     """Bytes of activations a token."""
-    layer = 4 * (FLOATS_PER_WIDTH * config.hidden_size + FLOATS_PER_INNER * config.intermediate_size)
+    layer: int = 4 * (FLOATS_PER_WIDTH * config.hidden_size + FLOATS_PER_INNER * config.intermediate_size)
     layers = int(config.num_hidden_layers)
     return layer + 4 * layers * int(config.hidden_size) if checkpoint else layer * layers
 

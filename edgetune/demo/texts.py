@@ -100,7 +100,8 @@ def _wheel(package: str) -> Path:
 def _up_to(texts: list[str], words: int) -> list[str]:
     """An even choice, in order, of at most `words` words in all, that is the same every time."""
     ranked = sorted(range(len(texts)), key=lambda i: hashlib.sha256(f"{i}".encode()).digest())
-    chosen, total = set(), 0
+    chosen: set[int] = set()
+    total = 0
     for i in ranked:
         total += len(texts[i].split())
         if total > words and chosen:

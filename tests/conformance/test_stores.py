@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger
 from wire import run_spec
 from wire.delta import Layout, Tensor
 from wire.errors import Reason, Refused
-from wire.messages import Contribution, Metrics, Task
+from wire.messages import Contribution, Metrics, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
 BASE = "b" * 64
@@ -76,7 +76,7 @@ def contribution(task: Task, device: str, digest: str = "d" * 64, **changes: Any
 
 
 @pytest.fixture(params=sorted(LEDGERS))
-def ledgers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Callable[[], Ledger], Clock]]:
+def ledgers(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[], Ledger], Clock]:
     clock = Clock()
     return (lambda: open_ledger(request.param, tmp_path, clock)), clock
 
@@ -121,7 +121,7 @@ async def sealed_round(ledger: Ledger) -> Any:
 
 async def release_after(ledger: Ledger, created: RunSpec) -> Any:
     parent = await ledger.release(created.name, 0)
-    return publish.ReleaseManifest(created.name, 1, created.digest, LAYOUT.digest, parent.digest, "c" * 64, None, ())
+    return ReleaseManifest(created.name, 1, created.digest, LAYOUT.digest, parent.digest, "c" * 64, None, ())
 
 
 def test_creating_the_same_run_again_changes_nothing_and_another_of_its_name_is_refused(ledgers: Any) -> None:
@@ -296,8 +296,10 @@ def test_the_last_release_is_evaluated_and_then_the_run_is_done(ledgers: Any) ->
             metrics = Metrics(loss_before=loss, held_out_tokens=10 if device == "d1" else 30)
             await ledger.accept(contribution(task, device, "", metrics=metrics))
         status = await ledger.status("run")
-        assert (status.state, status.releases[1].held_out_loss) == ("done", pytest.approx(3.25))
-        assert (status.releases[0].held_out_loss, status.releases[0].held_out_tokens) == (pytest.approx(2.0), 20)
+        assert status.state == "done"
+        assert status.releases[1].held_out_loss == pytest.approx(3.25)
+        assert status.releases[0].held_out_loss == pytest.approx(2.0)
+        assert status.releases[0].held_out_tokens == 20
 
     play(ledgers, scene)
 
@@ -338,6 +340,12 @@ def test_blobs_come_back_under_their_digest_and_putting_them_twice_keeps_one(blo
     assert (bytes(blobs.get(DIGEST)), blobs.size(DIGEST), list(blobs.digests())) == (DATA, len(DATA), [DIGEST])
 
 
+def store(blobs: Blobs, data: bytes, digest: str, size: int) -> None:
+    with blobs.writer(digest, size) as writer:
+        writer.write(data)
+        writer.commit()
+
+
 def test_an_empty_blob_is_a_blob(blobs: Blobs) -> None:
     assert bytes(blobs.get(blobs.put(b""))) == b""
 
@@ -365,8 +373,7 @@ def test_nothing_is_visible_before_the_commit_nor_left_behind_without_one(blobs:
     ],
 )
 def test_a_blob_that_is_not_what_was_declared_is_refused(blobs: Blobs, digest: str, size: int, reason: Reason) -> None:
-    with blobs.writer(digest, size) as writer, pytest.raises(Refused) as caught:
-        writer.write(DATA)
-        writer.commit()
+    with pytest.raises(Refused) as caught:
+        store(blobs, DATA, digest, size)
     assert caught.value.reason is reason
     assert list(blobs.digests()) == []

@@ -14,11 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import numpy.typing as npt
-
-from wire import spec
-from wire.errors import SpecError
 
 Array = npt.NDArray[Any]
 Fields = dict[str, Array]
@@ -71,7 +67,10 @@ class Stage(Protocol):
         """The state before the first encode."""
 
     def encode(self, x: Any, state: State, like: Any) -> tuple[Any, State]:
-        """The coded form of `x` (of shape `like`), and the state to keep if the coordinator accepts it. Never changes `x` or `state`."""
+        """The coded form of `x`, of shape `like`, and the state to keep if the coordinator accepts it.
+
+        Changes neither `x` nor `state`.
+        """
 
     def decode(self, y: Any, like: Any) -> Any:
         """The inverse, given the shape `like` that was encoded. Total: returns or raises PayloadError."""

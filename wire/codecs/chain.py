@@ -62,7 +62,7 @@ class Chain:
         body, following = series.encode(self.stages, {"values": delta.vector}, state, vector_shape(delta.layout.size))
         return self._header(delta.layout) + body, following
 
-    def decode(self, payload: bytes, layout: Layout) -> Delta:
+    def decode(self, payload: bytes | memoryview, layout: Layout) -> Delta:
         """What the encoder meant. Total: raises PayloadError for every other byte string."""
         self._check_header(payload, layout)
         fields = series.decode(self.stages, payload[HEADER_BYTES:], vector_shape(layout.size))
@@ -74,7 +74,7 @@ class Chain:
     def _header(self, layout: Layout) -> bytes:
         return MAGIC + b"".join(bytes.fromhex(name)[:NAME_BYTES] for name in (layout.digest, self.digest))
 
-    def _check_header(self, payload: bytes, layout: Layout) -> None:
+    def _check_header(self, payload: bytes | memoryview, layout: Layout) -> None:
         found, wanted = payload[:HEADER_BYTES], self._header(layout)
         first, second = len(MAGIC), len(MAGIC) + NAME_BYTES
         if len(found) < HEADER_BYTES or found[:first] != MAGIC:
