@@ -92,7 +92,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
     )
-    parser.add_argument("--measure", action="store_true", help="load the base and time a real step")
+    parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")
     _compute_arguments(parser)
 
 
@@ -221,9 +221,10 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from edge_client import doctor
-    from wire import run_spec
+    from wire import run_spec, spec
+    from wire.errors import MachineError
 
     described = run_spec.read_toml(args.spec) if args.spec else doctor.DEFAULT
-    report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, args.measure)
-    print(json.dumps(report) if args.json else doctor.text(report))
-    return 0
+    report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, not args.quick)
+    print(json.dumps(spec.plain(report)) if args.json else doctor.text(report))
+    return 0 if report.problem is None else MachineError.exit_code

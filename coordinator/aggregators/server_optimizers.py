@@ -84,5 +84,5 @@ class Adam:
         first, second = np.split(state, 2)
         first = np.float32(self.beta1) * first + np.float32(1 - self.beta1) * delta
         second = np.float32(self.beta2) * second + np.float32(1 - self.beta2) * delta * delta
-        step: Vector = first / (np.sqrt(second, dtype=np.float32) + np.float32(self.epsilon))
+        step: Vector = np.divide(first, np.sqrt(second) + np.float32(self.epsilon), dtype=np.float32)
         return adapter + np.float32(self.learning_rate) * step, np.concatenate([first, second])

@@ -194,11 +194,15 @@ def sealed(db: Connection) -> list[tuple[str, Round]]:
 
 def contributions(db: Connection, name: str, number: int, attempt: int) -> list[Contribution]:
     rows = db.execute(
-        "SELECT device, run, number, attempt, digest, size, weight, base_digest, release_digest, metrics"
+        "SELECT metrics, device, run, number, attempt, digest, size, weight, base_digest, release_digest"
         " FROM contributions WHERE run = ? AND number = ? AND attempt = ? ORDER BY device",
         (name, number, attempt),
     ).fetchall()
-    return [Contribution(*row[:-1], metrics=spec.parse(Metrics, json.loads(row[-1]), "metrics")) for row in rows]
+    return [_contribution(*row) for row in rows]
+
+
+def _contribution(metrics: str, *rest: Any) -> Contribution:
+    return Contribution(*[*rest, spec.parse(Metrics, json.loads(metrics), "metrics")])
 
 
 def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, now_us: int) -> bool:

@@ -28,6 +28,8 @@ class Method(Protocol):
     """A row of METHODS."""
 
     id: str
+    local_steps: int
+    batch: int
     sequence_length: int
 
     def adapter(self, base: Base) -> Adapter:

@@ -170,11 +170,13 @@ def _compare(
     from edge_client.methods.lora import Lora
     from edge_client.transport import Connection
     from edgetune.demo.report import Report
+    from quantize import QuantizedBase
     from wire import spec as plain_spec
 
     base = bases.find(spec.base)
     method: Lora = plain_spec.build({"lora": "edge_client.methods.lora:Lora"}, spec.method, "method")
     layout = method.layout(base)
+    assert isinstance(base, QuantizedBase), "the demo tunes a language model"
     engine = TorchEngine.load(base, method.adapter(base), layout, threads=2)
     held_out = []
     for name in names:

@@ -1,0 +1,255 @@
+"""What this device can do, what would be picked for a run, and what that would cost: memory, seconds and bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from edge_client import bases, data
+from edge_client.engines import ENGINES, Adapter, Base, Tokens, torch_memory
+from edge_client.methods import METHODS, Method
+from edge_client.participate import peak_rss_bytes
+from edge_client.session import engine_class
+from quantize import QuantizedBase
+from wire import run_spec, spec
+from wire.delta import Delta, Layout
+from wire.errors import MachineError
+from wire.run_spec import RunSpec
+
+DEFAULT = run_spec.parse(
+    {
+        "name": "doctor",
+        "base": {"model": "smollm2-135m", "format": "nf4"},
+        "rounds": 1,
+        "cohort": {"goal": 1},
+        "method": {"id": "lora"},
+    }
+)
+"""The run a device is judged by when none is given: `lora` as it stands, on the base that needs no hub."""
+MIB = 1 << 20
+MEASURED_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """The device. Bytes of memory and disk; `accelerator` is torch's name for a GPU, None without one or torch."""
+
+    system: str
+    machine: str
+    python: str
+    cores: int
+    memory: int
+    memory_free: int
+    disk_free: int
+    accelerator: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Picked:
+    """What would take part. `expected_memory` in bytes, None where the engine is too small to plan."""
+
+    engine: str
+    model: str
+    format: str
+    base: str
+    base_bytes: int
+    adapter_parameters: int
+    sequences_at_once: int | None
+    checkpointing: bool
+    expected_memory: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes of one round. `up` is what the run's codec makes of a delta of this layout, `float32` the same uncoded."""
+
+    up: int
+    down: int
+    float32: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Seconds to load the base, to evaluate one sequence, for one optimizer step, and for a round's local steps."""
+
+    load_s: float
+    evaluate_sequence_s: float
+    step_s: float
+    round_s: float
+    peak_memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`problem` says why this device could not take part; what could not be known then is None."""
+
+    hardware: Hardware
+    engines: dict[str, str]
+    picked: Picked | None
+    traffic: Traffic | None
+    measured: Measured | None
+    problem: str | None
+
+
+def examine(
+    run: RunSpec, engine: str, folder: Path | None, max_memory: int | None, threads: int | None, measure: bool
+) -> Report:
+    """Judge this device for `run`; with `measure`, by loading the base and taking real steps.
+
+    Raises UserError for a run this client cannot understand, quantize's errors for a base that cannot be had.
+    """
+    hardware = _hardware()
+    offered = {name: _state(name) for name in ENGINES}
+    chosen = engine_class(engine, run)
+    base = bases.find(run.base, folder)
+    method: Method = spec.build(METHODS, run.method, "method")
+    layout = method.layout(base)
+    traffic = _traffic(run, layout)
+    limit = max_memory or hardware.memory_free
+    try:
+        picked = _picked(run, chosen, base, method, layout, limit)
+        measured = _measure(chosen, base, method, layout, limit, threads) if measure else None
+    except MachineError as error:
+        return Report(hardware, offered, None, traffic, None, str(error))
+    return Report(hardware, offered, picked, traffic, measured, None)
+
+
+def _hardware() -> Hardware:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Hardware(
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        python=platform.python_version(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=memory.total,
+        memory_free=memory.available,
+        disk_free=shutil.disk_usage(Path.home()).free,
+        accelerator=_accelerator(),
+    )
+
+
+def _accelerator() -> str | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
+
+
+def _state(name: str) -> str:
+    engine: Any = spec.row_class(ENGINES, name, "--engine")
+    missing = engine.missing()
+    return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
+
+
+def _traffic(run: RunSpec, layout: Layout) -> Traffic:
+    """A normal delta stands for a real one: only an entropy coder would notice the difference."""
+    values = np.random.Generator(np.random.Philox(key=0)).standard_normal(layout.size, np.float32) * np.float32(1e-3)
+    codec = run.chain()
+    payload, _ = codec.encode(Delta(layout, values), codec.init(layout))
+    return Traffic(up=len(payload), down=4 * layout.size, float32=4 * layout.size)
+
+
+def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layout, limit: int) -> Picked:
+    name = next(row for row, path in ENGINES.items() if path.endswith(":" + chosen.__name__))
+    plan = _plan(base, method, layout, limit)
+    return Picked(
+        engine=name,
+        model=run.base.model,
+        format=run.base.format,
+        base=base.identity,
+        base_bytes=base.bytes_on_disk if isinstance(base, QuantizedBase) else 0,
+        adapter_parameters=layout.size,
+        sequences_at_once=plan.sequences if plan else None,
+        checkpointing=plan.checkpoint if plan else False,
+        expected_memory=plan.expected if plan else None,
+    )
+
+
+def _plan(base: Base, method: Method, layout: Layout, limit: int) -> torch_memory.Plan | None:
+    if not isinstance(base, QuantizedBase):
+        return None
+    config = SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
+    batch, length = method.batch, method.sequence_length
+    return torch_memory.plan(config, base.bytes_on_disk, layout.size, batch, length, limit)
+
+
+def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int, threads: int | None) -> Measured:
+    from edge_client.engines import Optimizer
+
+    adapter: Adapter = method.adapter(base)
+    began = time.perf_counter()
+    engine = chosen.load(base, adapter, layout, limit, threads=threads)
+    loaded = time.perf_counter()
+    batch = _full_batch(engine, method)
+    engine.write(method.initial(layout, 0))
+    engine.loss(batch[:1])
+    once = time.perf_counter()
+    engine.loss(batch)
+    evaluated = (time.perf_counter() - once) / len(batch)
+    engine.start(Optimizer())
+    engine.step(batch, 1e-4)  # the first step also reserves memory
+    once = time.perf_counter()
+    for _ in range(MEASURED_STEPS):
+        engine.step(batch, 1e-4)
+    step = (time.perf_counter() - once) / MEASURED_STEPS
+    return Measured(loaded - began, evaluated, step, step * method.local_steps, peak_rss_bytes())
+
+
+def _full_batch(engine: Any, method: Method) -> list[Tokens]:
+    """Sequences as long as the run allows: the most that a step can cost."""
+    text = "The quick brown fox jumps over the lazy dog. " * (method.sequence_length * method.batch)
+    sequences: list[Tokens] = engine.tokenize([data.Example(text=text)], method.sequence_length)
+    return sequences[: method.batch]
+
+
+def text(report: Report) -> str:
+    """The report for people."""
+    h = report.hardware
+    said = [
+        f"this device  {h.system}, {h.machine}, {h.cores} cores, Python {h.python}",
+        f"             {_mib(h.memory_free)} of {_mib(h.memory)} memory free, {_mib(h.disk_free)} of disk free,"
+        f" {h.accelerator or 'no GPU'}",
+        *(f"engine       {name}: {state}" for name, state in report.engines.items()),
+    ]
+    if report.problem:
+        return "\n".join([*said, f"picked       nothing: {report.problem}"])
+    assert report.picked is not None
+    assert report.traffic is not None
+    return "\n".join([*said, *_costs(report.picked, report.traffic, report.measured)])
+
+
+def _costs(p: Picked, t: Traffic, m: Measured | None) -> list[str]:
+    said = [f"picked       engine {p.engine} on {p.model} as {p.format}, {_mib(p.base_bytes)}, base {p.base[:12]}"]
+    if p.expected_memory is not None:
+        how = "computing layers again in backward" if p.checkpointing else "keeping all activations"
+        said.append(f"memory       {_mib(p.expected_memory)} expected, {p.sequences_at_once} sequences at once, {how}")
+    said.append(
+        f"bytes        {t.up:,} up and {t.down:,} down a round ({p.adapter_parameters:,} parameters, float32"
+        f" would be {t.float32:,}: {t.float32 / t.up:.1f} times more up)"
+    )
+    if m is None:
+        return [*said, "time         not measured (--quick)"]
+    return [
+        *said,
+        f"time         {m.load_s:.1f} s to load once, {m.step_s:.2f} s a step, {m.round_s:.1f} s a round's local steps,"
+        f" {m.evaluate_sequence_s:.2f} s to evaluate a sequence (measured)",
+        f"             {_mib(m.peak_memory)} peak memory (measured)",
+    ]
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"
