@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ def _with_lora(model: Any, adapter: Adapter) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
+        return peft.get_peft_model(model, config)
 
 
 def _quiet() -> None:

@@ -79,13 +79,17 @@ def lines(report: Report) -> list[str]:
     ]
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
 def _picture(report: Report, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     known = [(i, loss) for i, loss in enumerate(report.held_out_by_release) if loss is not None]
     axes.plot(
         [i for i, _ in known],
@@ -97,12 +101,12 @@ def _picture(report: Report, path: Path) -> None:
     )
     axes.axhline(report.base_loss, color="#444444", ls="--", lw=1, label="base")
     for i, (name, loss) in enumerate(zip(report.clients, report.local_losses, strict=True)):
-        axes.axhline(loss, color=f"C{i}", ls=":", lw=1.5, label=f"{name} alone")
+        axes.axhline(loss, color=f"C{i}", ls=":", lw=1.5, label=f"{_short(name)} alone")
     axes.set(
         xlabel="release", ylabel="held-out loss (nats a token)", title=f"{report.model}: {len(report.clients)} clients"
     )
     axes.set_xticks(range(len(report.held_out_by_release)))
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
