@@ -116,6 +116,17 @@ class Bfloat16Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+class Float32Embedding(nn.Embedding):
+    """A bfloat16 table that starts a float32 residual stream: norms and rotations round to what they are given."""
+
+    @classmethod
+    def of(cls, layer: nn.Embedding) -> None:
+        layer.__class__ = cls
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids).float()
+
+
 class PortableLinear(nn.Linear):
     """NF4 or int8 in plain torch, on any device. Dequantizes in forward and again in backward: nothing float is kept."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edge_client.engines import Adapter
-from edge_client.engines.torch_linear import linear, tensor
+from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
 from wire.errors import BaseModelError
 
@@ -39,6 +39,7 @@ def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:
             held = tensor(value, device)
             held = held.view(torch.bfloat16) if base.scheme(name) == "bf16" else held
             setattr(owner, leaf, nn.Parameter(held, requires_grad=False))
+    Float32Embedding.of(model.get_input_embeddings())
     model.tie_weights()
     for name, module in list(model.named_modules()):
         if name.rsplit(".", 1)[-1] == "rotary_emb":  # its frequencies are computed, not stored: compute them for real
