@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.models import tiny_llama
+from tests.processes import edgetune, write_toy_spec
+
+SPEC = """\
+name = "judged"
+rounds = 1
+[base]
+model = "{model}"
+format = "nf4"
+[cohort]
+goal = 1
+[method]
+id = "lora"
+rank = 2
+batch = 2
+sequence_length = 32
+"""
+
+
+def test_doctor_measures_a_real_step_and_says_what_would_travel(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(SPEC.format(model=model))
+    made = edgetune("quantize", model, "--format", "nf4", "--out", tmp_path / "base")
+    assert made.returncode == 0, made.stderr
+    done = edgetune("client", "doctor", "--spec", tmp_path / "run.toml", "--base", tmp_path / "base", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["picked"]["engine"] == "torch"
+    assert told["measured"]["step_s"] > 0
+    assert told["measured"]["peak_memory"] > 100 << 20
+    assert told["traffic"]["float32"] == 4 * told["picked"]["adapter_parameters"]
+    assert 8 < told["traffic"]["float32"] / told["traffic"]["up"] < 32
+
+
+def test_doctor_says_what_is_missing_when_memory_is_too_little(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(SPEC.format(model=model))
+    edgetune("quantize", model, "--format", "nf4", "--out", tmp_path / "base")
+    line = ("--spec", tmp_path / "run.toml", "--base", tmp_path / "base", "--quick", "--max-memory", "64M")
+    done = edgetune("client", "doctor", *line)
+    assert done.returncode == 1
+    assert "picked       nothing" in done.stdout
+    assert "is the least" in done.stdout
+
+
+def test_doctor_judges_the_toy_too(tmp_path: Path) -> None:
+    done = edgetune("client", "doctor", "--spec", write_toy_spec(tmp_path / "toy.toml"))
+    assert done.returncode == 0, done.stderr
+    assert "engine toy" in done.stdout
+    assert "20,5" in done.stdout
