@@ -26,6 +26,7 @@ def default_store() -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     serve = commands.add_parser(
         "serve", help="serve runs until stopped", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter

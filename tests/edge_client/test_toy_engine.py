@@ -48,8 +48,8 @@ def test_steps_are_those_of_torch(kind: str) -> None:
     toy = engine()
     toy.write(METHOD.initial(toy.layout, 3))
     weights = torch.nn.Parameter(torch.from_numpy(toy.read()))
-    options = {"lr": 0.05, "weight_decay": 0.01}
-    theirs = torch.optim.AdamW([weights], **options) if kind == "adamw" else torch.optim.SGD([weights], lr=0.05)
+    adamw = torch.optim.AdamW([weights], lr=0.05, weight_decay=0.01)
+    theirs = adamw if kind == "adamw" else torch.optim.SGD([weights], lr=0.05)
     toy.start(Optimizer(id=kind, weight_decay=0.01 if kind == "adamw" else 0.0, clip_norm=1e9))  # type: ignore[arg-type]
     for _ in range(3):
         toy.write(weights.detach().numpy())

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS
+from coordinator.aggregators.mean import FixedPointSum, Mean
+from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
+from wire import spec
+from wire.delta import Vector
+from wire.errors import PayloadError, Reason, SpecError
+
+SIZE = 7
+entries = st.floats(-1.75, 1.75, width=32)
+updates = st.lists(st.tuples(arrays(np.float32, SIZE, elements=entries), st.integers(1, 65535)), min_size=1, max_size=6)
+
+
+def folded(parts: list[tuple[Vector, int]]) -> Vector:
+    total = FixedPointSum(SIZE)
+    for vector, weight in parts:
+        total.add(vector, weight)
+    return total.mean()
+
+
+@given(updates, st.randoms())
+def test_a_mean_has_the_same_bits_in_any_order(parts: list[tuple[Vector, int]], chance: Any) -> None:
+    mixed = parts[:]
+    chance.shuffle(mixed)
+    assert folded(parts).tobytes() == folded(mixed).tobytes()
+
+
+@given(updates)
+def test_a_mean_is_the_weighted_mean_to_half_a_unit_of_the_fixed_point(parts: list[tuple[Vector, int]]) -> None:
+    exact = sum(v.astype(np.float64) * w for v, w in parts) / sum(w for _, w in parts)
+    assert np.abs(folded(parts) - exact).max() <= 2.0**-31 + 2.0**-24 * np.abs(exact).max()
+
+
+def test_the_most_that_can_arrive_does_not_overflow() -> None:
+    total = FixedPointSum(1)
+    largest = np.array([np.nextafter(np.float32(2), np.float32(0))])
+    total.add(largest, 65535)
+    assert int(total._total[0]) * (1 << 15) < 1 << 63
+    assert total.mean()[0] == largest[0]
+
+
+@pytest.mark.parametrize("bad", [2.0, -2.0, 1e30, np.inf])
+def test_an_entry_that_the_fixed_point_cannot_hold_is_refused(bad: float) -> None:
+    with pytest.raises(PayloadError) as caught:
+        Mean().check(np.array([0.1, bad], np.float32))
+    assert caught.value.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("row", sorted(AGGREGATORS))
+def test_every_aggregator_gives_back_a_lone_update(row: str) -> None:
+    aggregator = spec.build(AGGREGATORS, {"id": row})
+    vector = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    total = aggregator.start(SIZE)
+    total.add(vector, 3)
+    np.testing.assert_allclose(total.mean(), vector, atol=2.0**-30)
+    assert spec.build(AGGREGATORS, spec.plain(aggregator)) == aggregator
+
+
+@pytest.mark.parametrize("row", sorted(SERVER_OPTIMIZERS))
+def test_every_server_optimizer_moves_along_the_delta_and_keeps_its_state_in_one_vector(row: str) -> None:
+    optimizer = spec.build(SERVER_OPTIMIZERS, {"id": row})
+    delta = np.array([1, -1, 0.5, -0.5, 0.25, -2, 0], np.float32)
+    adapter, state = np.zeros(SIZE, np.float32), np.zeros(optimizer.state_size(SIZE), np.float32)
+    moved, after = optimizer.apply(adapter, delta, state)
+    assert moved.dtype == after.dtype == np.float32
+    assert after.shape == state.shape
+    assert np.array_equal(np.sign(moved), np.sign(delta))
+    assert not adapter.any()
+    assert not state.any()
+    assert spec.build(SERVER_OPTIMIZERS, spec.plain(optimizer)) == optimizer
+
+
+def test_plain_average_adds_the_mean_delta() -> None:
+    adapter, delta = np.array([1, 2], np.float32), np.array([0.5, -0.5], np.float32)
+    assert Average().apply(adapter, delta, np.zeros(0, np.float32))[0].tolist() == [1.5, 1.5]
+
+
+def test_momentum_follows_its_paper_for_three_rounds() -> None:
+    for nesterov in (False, True):
+        row = Momentum(learning_rate=0.7, momentum=0.9, nesterov=nesterov)
+        adapter, state, velocity, expected = np.zeros(1, np.float32), np.zeros(1, np.float32), 0.0, 0.0
+        for d in (1.0, -0.5, 0.25):
+            adapter, state = row.apply(adapter, np.array([d], np.float32), state)
+            velocity = 0.9 * velocity + d
+            expected += 0.7 * (d + 0.9 * velocity if nesterov else velocity)
+        assert adapter[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_adam_follows_its_paper_for_three_rounds() -> None:
+    row = Adam(learning_rate=0.1, beta1=0.9, beta2=0.99, epsilon=1e-3)
+    adapter, state = np.zeros(1, np.float32), np.zeros(2, np.float32)
+    m = v = x = 0.0
+    for d in (1.0, -0.5, 0.25):
+        adapter, state = row.apply(adapter, np.array([d], np.float32), state)
+        m, v = 0.9 * m + 0.1 * d, 0.99 * v + 0.01 * d * d
+        x += 0.1 * m / (v**0.5 + 1e-3)
+    assert adapter[0] == pytest.approx(x, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"id": "median"}, {"id": "momentum", "momentum": 1.5}, {"id": "adam", "epsilon": 0}, {"id": "adam", "b": 1}],
+)
+def test_a_server_optimizer_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        spec.build(SERVER_OPTIMIZERS, wrong, "server_optimizer")
+
+
+def test_rows_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Average().learning_rate = 2.0  # type: ignore[misc]

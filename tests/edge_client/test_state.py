@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_client.state import DeviceState, Pending
+from wire import run_spec
+from wire.errors import MachineError, UserError
+from wire.messages import Contribution, Metrics, Task
+from wire.run_spec import RunSpec
+
+
+def run(seed: int = 0) -> RunSpec:
+    base = {"model": "toy", "format": "toy"}
+    return run_spec.parse(
+        {"name": "r", "base": base, "rounds": 3, "cohort": {"goal": 1}, "method": {"id": "lora"}, "seed": seed}
+    )
+
+
+def update(number: int = 1) -> Pending:
+    metrics = Metrics(5.0 - number, None, 10, bytes_up=3, bytes_down=7)
+    contribution = Contribution("d", "r", number, 1, "a" * 64, 3, 2, "b" * 64, "c" * 64, metrics)
+    return Pending(contribution, b"\0\1\2", {"0.residual": np.array([1, 2, number], np.float32)})
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[DeviceState]:
+    opened = DeviceState(tmp_path / "state", "d")
+    yield opened
+    opened.close()
+
+
+def reopened(state: DeviceState) -> DeviceState:
+    state.close()
+    return DeviceState(state.folder)
+
+
+def test_the_codec_state_is_what_it_was_until_the_receipt(state: DeviceState) -> None:
+    assert state.codec_state(run()) is None
+    state.prepare(update(), run())
+    assert state.codec_state(run()) is None
+    state.confirm(update(), run())
+    kept = state.codec_state(run())
+    assert kept is not None
+    assert kept["0.residual"].tolist() == [1, 2, 1]
+
+
+def test_an_update_that_was_written_down_survives_a_restart_whole(state: DeviceState) -> None:
+    state.prepare(update(), run())
+    again = reopened(state)
+    pending = again.pending(run())
+    assert pending is not None
+    assert (pending.contribution, pending.payload) == (update().contribution, update().payload)
+    assert pending.codec_state["0.residual"].tolist() == [1, 2, 1]
+    again.close()
+
+
+def test_confirming_twice_counts_once(state: DeviceState) -> None:
+    for number in (1, 1, 2):
+        state.prepare(update(number), run())
+        state.confirm(update(number), run())
+    record = state.record("r")
+    assert (record.rounds, record.bytes_up, record.bytes_down) == (2, 6, 14)
+    assert (record.loss_first, record.loss_last) == (4.0, 3.0)
+
+
+def test_a_discarded_update_leaves_the_codec_state_of_the_one_before(state: DeviceState) -> None:
+    state.prepare(update(1), run())
+    state.confirm(update(1), run())
+    state.prepare(update(2), run())
+    state.discard("r")
+    assert state.pending(run()) is None
+    kept = state.codec_state(run())
+    assert kept is not None
+    assert kept["0.residual"].tolist() == [1, 2, 1]
+
+
+def test_another_run_of_the_same_name_finds_nothing_of_the_old_one(state: DeviceState) -> None:
+    state.prepare(update(), run())
+    state.confirm(update(), run())
+    state.prepare(update(2), run())
+    assert state.codec_state(run(seed=1)) is None
+    assert state.pending(run(seed=1)) is None
+
+
+def test_a_task_left_behind_is_found(state: DeviceState) -> None:
+    task = Task("r", 1, 1, "train", 0, "a" * 64, "b" * 64, "c" * 64, 60.0)
+    state.begin(task)
+    again = reopened(state)
+    assert again.task() == task
+    again.end()
+    assert again.task() is None
+    again.close()
+
+
+def test_the_name_is_kept_and_another_is_refused(state: DeviceState) -> None:
+    again = reopened(state)
+    assert again.device == "d"
+    again.close()
+    with pytest.raises(UserError):
+        DeviceState(state.folder, "other")
+
+
+def test_one_folder_is_one_clients(state: DeviceState) -> None:
+    with pytest.raises(UserError):
+        DeviceState(state.folder)
+
+
+def test_forgetting_a_run_forgets_all_of_it(state: DeviceState) -> None:
+    state.prepare(update(), run())
+    state.confirm(update(), run())
+    state.forget("r")
+    assert state.runs() == []
+    assert state.codec_state(run()) is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError):
+        DeviceState(tmp_path / "file" / "state")
+
+
+def test_nothing_written_down_needs_pickle(state: DeviceState) -> None:
+    state.prepare(dataclasses.replace(update()), run())
+    for path in state.folder.rglob("*.npz"):
+        with np.load(path, allow_pickle=False) as arrays:
+            assert all(arrays[name].dtype != object for name in arrays)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import edgetune
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("edgetune", "experiments", "edge_client", "coordinator", "wire", "quantize", "protos")
+COMMANDS = [
+    [],
+    ["demo"],
+    ["quantize"],
+    ["client"],
+    *(["client", action] for action in ("join", "status", "leave", "generate", "doctor")),
+    ["coordinator"],
+    ["coordinator", "serve"],
+    ["run"],
+    *(["run", action] for action in ("create", "list", "status", "watch", "verify", "export")),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_examples(words: list[str]) -> None:
+    done = edgetune(*words, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+
+
+def test_help_loads_neither_torch_nor_grpc() -> None:
+    probe = (
+        "import sys, contextlib, io\n"
+        "from edgetune.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main(['client', 'join', '--help'])\n"
+        "print([m for m in ('torch', 'grpc', 'transformers') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "status", "x", "--coordinator", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["run", "verify", "x", "--store", "/nowhere"], "no coordinator's store"),
+        (["run", "create", "/nowhere.toml"], "no such file"),
+        (["quantize", "no-such-model", "--out", "/tmp/never"], "no-such-model"),
+        (["client", "join", "--data", "/nowhere.jsonl"], "no such file"),
+        (["client", "status", "--name", "Bad Name"], "--name"),
+        (["demo", "--data", "/nowhere.jsonl"], "no such file"),
+        (["demo", "--model", "no-such-model"], "no-such-model"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_one_line_without_a_traceback(words: list[str], said: str, tmp_path: Path) -> None:
+    extra = ["--out", str(tmp_path / "out")] if words[0] == "demo" else []
+    done = edgetune(*words, *extra)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_json_is_one_object_for_scripts(tmp_path: Path) -> None:
+    done = edgetune("client", "status", "--state", tmp_path / "s", "--name", "me", "--json")
+    assert json.loads(done.stdout)["device"] == "me"
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+
+
+def test_nothing_unpickles() -> None:
+    """No pickle, no torch.load, no numpy.load that could: bytes from elsewhere must never become code."""
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+                owner = ast.unparse(node.func.value)
+                assert owner != "torch", path
+                if owner in ("np", "numpy"):
+                    assert any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords), path
+
+
+def test_sources_are_found() -> None:
+    assert len(sources()) > 50

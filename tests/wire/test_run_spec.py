@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator import publish
+from edge_client.engines.toy import ToyBase
+from edge_client.methods import METHODS
+from wire import run_spec, spec
+from wire.errors import SpecError
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+LEAST: dict[str, Any] = {
+    "name": "run",
+    "base": {"model": "toy", "format": "toy"},
+    "rounds": 1,
+    "cohort": {"goal": 2},
+    "method": {"id": "lora"},
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_every_example_describes_a_run_that_both_ends_understand(path: Path) -> None:
+    run = run_spec.read_toml(path)
+    spec.build(METHODS, run.method, "method")
+    publish.rules(run, spec.build(METHODS, {"id": "lora"}).layout(ToyBase()))
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 3
+
+
+def test_a_spec_survives_its_plain_form_and_its_digest_tells_every_change() -> None:
+    run = run_spec.parse(LEAST)
+    assert run_spec.parse(spec.plain(run)) == run
+    assert run_spec.parse(LEAST | {"seed": 1}).digest != run.digest
+
+
+def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
+    named = run_spec.parse(LEAST | {"codec": "int4"})
+    assert named.codec[0] == {
+        "id": "error_feedback",
+        "inner": [{"id": "blockwise", "bits": 4, "block": 64}],
+        "decay": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "Not A Name"}, "name must be"),
+        ({"rounds": 0}, "rounds must lie"),
+        ({"rounds": "3"}, "run spec.rounds: expected a whole number"),
+        ({"rounds": True}, "a whole number"),
+        ({"cohort": {"goal": 2, "minimum": 3}}, "minimum <= goal"),
+        ({"cohort": {"goal": 2, "over_selection": 0.5}}, "over_selection"),
+        ({"cohort": {"goal": 2, "deadline_s": float("inf")}}, "a finite number"),
+        ({"cohort": {}}, "missing key 'goal'"),
+        ({"codec": "int2"}, "unknown name 'int2'"),
+        ({"codec": [{"id": "os.system"}]}, "unknown id 'os.system'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"evaluation": {"fraction": 0}}, "fraction"),
+        ({"base": {"model": "toy", "format": "toy", "digest": "abc"}}, "64 hexadecimal"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused_by_what_is_wrong_with_it(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        run_spec.parse(LEAST | changed)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), (b"name = ", "not TOML"), (b"\xff", "cannot be read"), (b"", "missing key")],
+)
+def test_a_spec_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SpecError, match=said) as caught:
+        run_spec.read_toml(path)
+    assert "run.toml" in str(caught.value)
