@@ -54,10 +54,10 @@ protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gi
 bench: bench-rounds bench-train  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
-	$(RUN) benchmarks/train_overhead.py
+	$(RUN) -m benchmarks.train_overhead
 
 bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
-	$(RUN) benchmarks/round_overhead.py
+	$(RUN) -m benchmarks.round_overhead
 
 clean:  ## forget the environment and what was made
 	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
