@@ -171,11 +171,14 @@ class Federation(pb_grpc.FederationServicer):
         if contribution.digest:
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
-            data = payload if payload is not None else self._store.blobs.get(contribution.digest)
-            await self._core.on(self._core.compute, ingest.examine, contribution, data, by)
+            await self._core.on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
                 await self._core.on(self._core.disk, self._store.blobs.put, payload)
         return await self._store.ledger.accept(contribution)
+
+    def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
+        """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
+        ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
     @_answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:

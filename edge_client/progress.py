@@ -6,9 +6,6 @@ import json
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
 
 class JsonLines:
     """Every event as one JSON object a line, at once."""
@@ -29,11 +26,14 @@ class Screen:
     """A bar for the steps of the round at hand, and a line for each round that is done."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._console = console
-        self._bar: TaskID | None = None
+        self._bar: Any = None
 
     def __enter__(self) -> Screen:
         self._progress.start()
