@@ -48,6 +48,7 @@ EDGETUNE_CACHE says where base models are kept; EDGETUNE_TRACEBACK=1 shows where
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. 0 done, 1 it could not be done, 2 it was asked wrongly, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its errors reach us as exceptions, and are said in our words
     try:
         args = _parser(given).parse_args(given)
         code: int = args.start(args)
