@@ -150,8 +150,12 @@ def _accelerator() -> str | None:
 
 
 def _state(name: str) -> str:
-    engine: Any = spec.row_class(ENGINES, name, "--engine")
-    missing = engine.missing()
+    missing: str | None
+    try:
+        engine: Any = spec.row_class(ENGINES, name, "--engine")
+        missing = engine.missing()
+    except ModuleNotFoundError as error:
+        missing = error.name
     return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
 
 

@@ -11,9 +11,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wire.errors import EdgetuneError
+from wire.errors import EdgetuneError, MissingExtra
 
 INTERRUPTED = 130
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes"), "torch"),
+    **dict.fromkeys(("tokenizers", "safetensors", "psutil", "gguf", "jinja2", "zstandard"), "client"),
+    "matplotlib": "demo",
+}
+"""Package -> the extra that brings it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,8 @@ def _explained(error: Exception) -> int:
     """One line for an error that the program foresees; a traceback for one that it does not."""
     if os.environ.get("EDGETUNE_TRACEBACK") == "1":
         raise error
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        error = MissingExtra(error.name, EXTRAS[error.name])
     if isinstance(error, EdgetuneError) or hasattr(error, "exit_code"):
         print(f"edgetune: {error}", file=sys.stderr)
         return int(error.exit_code)  # quantize's errors have it, and no common ancestor

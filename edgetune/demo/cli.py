@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import shutil
 import time
@@ -14,7 +15,7 @@ from edgetune.demo.federation import Event, Processes
 from edgetune.demo.texts import SOURCES, parts
 from wire import run_spec
 from wire.codecs.compositions import COMPOSITIONS
-from wire.errors import UserError
+from wire.errors import MissingExtra, UserError
 from wire.run_spec import RunSpec
 
 EXAMPLES = """\
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     from edgetune.demo.report import lines, table
 
+    _check_installed()
     console = Console(stderr=True)
     if not 1 <= args.clients <= 64:
         raise UserError("--clients must lie between 1 and 64")
@@ -70,6 +72,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(report)))
     return 0
+
+
+def _check_installed() -> None:
+    """Before anything starts: the demo needs a client, a coordinator and pictures."""
+    for name in ("torch", "transformers", "peft", "psutil", "gguf", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(name, "demo")
 
 
 def _spec(args: argparse.Namespace) -> RunSpec:

@@ -92,3 +92,32 @@ def test_nothing_unpickles() -> None:
 
 def test_sources_are_found() -> None:
     assert len(sources()) > 50
+
+
+@pytest.mark.parametrize(
+    ("absent", "words", "said"),
+    [
+        ("psutil", ["client", "doctor", "--quick"], "edgetune[client]"),
+        ("torch", ["client", "doctor"], "edgetune[torch]"),
+        ("matplotlib", ["demo"], "edgetune[demo]"),
+    ],
+)
+def test_a_package_that_is_missing_is_said_with_the_line_that_installs_it(
+    absent: str, words: list[str], said: str, tmp_path: Path
+) -> None:
+    """The package is hidden as an installation without its extra would lack it."""
+    hidden = (
+        "import importlib.util, sys\n"
+        f"sys.modules[{absent!r}] = None\n"
+        "found = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *a: None if name == {absent!r} else found(name, *a)\n"
+        "from edgetune.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, *words], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
