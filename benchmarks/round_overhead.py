@@ -116,6 +116,7 @@ def _send(address: str, run: RunSpec, device: str, number: int) -> None:
             raise SystemExit(f"{device} got no task: {task}")
         values = np.full(BIG.size, np.float32(1e-3 * (number + 1)))
         chain = run.chain()
+        assert chain is not None
         payload, _ = chain.encode(Delta(BIG, values), chain.init(BIG))
         connection.send(
             Contribution(

@@ -64,9 +64,9 @@ def base() -> QuantizedBase:
 def edgetune(steps: int) -> Side:
     from edge_client.engines.torch_engine import TorchEngine
 
-    layout = METHOD.layout(base())
-    engine = TorchEngine.load(base(), METHOD.adapter(base()), layout)
-    engine.write(METHOD.initial(layout, 0))
+    layout = METHOD.tunes().layout(base())
+    engine = TorchEngine.load(base(), METHOD.tunes(), layout)
+    engine.write(METHOD.tunes().initial(layout, 0))
     engine.start(METHOD.optimizer)
     given = iter(batches(steps))
     return timed(lambda: engine.step(next(given), METHOD.learning_rate), steps)
@@ -83,7 +83,7 @@ def bare(steps: int, plain: Path) -> Side:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         plain, quantization_config=quantized, dtype=torch.bfloat16, device_map="cpu"
     )
-    targets = list(METHOD.adapter(base()).targets)
+    targets = list(METHOD.tunes().placement(base()).linears)
     model = peft.get_peft_model(
         model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
     )
@@ -118,8 +118,8 @@ def in_turns(steps: int, turns: int) -> dict[str, list[Side]]:
     measured: dict[str, list[Side]] = {"bare": [], "edgetune": []}
     with tempfile.TemporaryDirectory(prefix="edgetune-bench-") as made:
         plain = Path(made) / "plain"
-        layout = METHOD.layout(base())
-        export.to_merged(base(), METHOD.adapter(base()), layout, np.zeros(layout.size, np.float32), plain)
+        layout = METHOD.tunes().layout(base())
+        export.to_merged(base(), METHOD.tunes().placement(base()), layout, np.zeros(layout.size, np.float32), plain)
         for _ in range(turns):
             for side, sides in measured.items():
                 line = [sys.executable, "-m", "benchmarks.train_overhead", "--side", side, "--steps", str(steps)]

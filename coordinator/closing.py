@@ -42,8 +42,7 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round) -> No
 
 
 def _combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], store: Store) -> ReleaseManifest:
-    release, adapter, state = publish.combine(by, parent, accepted, store.blobs)
-    store.blobs.put(publish.as_bytes(adapter))
-    if state.size:
-        store.blobs.put(publish.as_bytes(state))
-    return release
+    made = publish.combine(by, parent, accepted, store.blobs)
+    for blob in made.blobs:
+        store.blobs.put(blob)
+    return made.release

@@ -14,10 +14,10 @@ from wire.run_spec import RunSpec
 
 def declared(contribution: Contribution, by: Rules) -> None:
     """The size a device declares, before a byte of the payload is looked at. Raises PayloadError."""
-    limit = by.codec.max_bytes(by.layout)
+    limit = by.max_bytes()
     if contribution.size > limit:
         raise PayloadError(
-            Reason.TOO_LARGE, f"payload of {contribution.size} bytes; this run's codec gives at most {limit}"
+            Reason.TOO_LARGE, f"payload of {contribution.size} bytes; this run's updates have at most {limit}"
         )
 
 
@@ -28,7 +28,9 @@ def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules) 
         raise PayloadError(Reason.BAD_SIZE, f"{len(payload)} bytes arrived, {contribution.size} were declared")
     if spec.bytes_digest(payload) != contribution.digest:
         raise PayloadError(Reason.BAD_DIGEST, "the payload does not have the declared SHA-256")
-    by.aggregator.check(by.codec.decode(payload, by.layout).vector)
+    update = by.read(payload)
+    if by.codec is not None:
+        by.aggregator.check(by.vector(update, contribution.round, contribution.device))
 
 
 def examine_adapter(data: memoryview, run: RunSpec, layout: Layout) -> None:

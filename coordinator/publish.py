@@ -6,75 +6,189 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer
 from coordinator.stores import Blobs
-from wire import spec
+from wire import scalars, spec
 from wire.codecs.chain import Chain
-from wire.delta import Layout, Vector
-from wire.errors import Refused, StoreError
+from wire.delta import Delta, Layout, Vector
+from wire.errors import PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
+from wire.prng import Strand, Units
 from wire.run_spec import RunSpec
+from wire.scalars import Directions, Scalars, Step, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a run's spec says of combining, built once."""
+    """What a run's spec says of combining, built once. `codec` is None for a run that admits scalars alone."""
 
     spec: RunSpec
     layout: Layout
-    codec: Chain
+    codec: Chain | None
     aggregator: Aggregator
     optimizer: ServerOptimizer
 
+    @property
+    def directions(self) -> Directions | None:
+        return self.spec.directions
+
+    def max_bytes(self) -> int:
+        """The longest payload of either form."""
+        coded = self.codec.max_bytes(self.layout) if self.codec else 0
+        return max(coded, self.directions.max_bytes() if self.directions else 0)
+
+    def read(self, payload: bytes | memoryview) -> Delta | Scalars:
+        """A payload of a form that this run admits. Total: raises PayloadError for everything else."""
+        if scalars.is_scalars(payload):
+            if self.directions is None:
+                raise PayloadError(Reason.WRONG_CODEC, "this run admits no updates in scalars")
+            return scalars.decode(payload, self.directions, self.layout)
+        if self.codec is None:
+            raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
+        return self.codec.decode(payload, self.layout)
+
+    def vector(self, update: Delta | Scalars, number: int, device: str) -> Vector:
+        """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed."""
+        if isinstance(update, Delta):
+            return update.vector
+        zero = np.zeros(self.layout.size, np.float32)
+        key = update.directions.key(self.spec.seed, number, device)
+        return Trajectory.start(update.directions, zero).delta(Step(((key, update.units),)))
+
+    def noise(self, update: Delta | Scalars) -> float:
+        """The variance of an update's direction relative to the gradient's square: (d - 1) / M for M scalars in d
+        dimensions, 0 for a delta, whose sampling noise all devices share."""
+        return 0.0 if isinstance(update, Delta) else (self.layout.size - 1) / update.directions.count
+
 
 def rules(run: RunSpec, layout: Layout) -> Rules:
-    """Raises SpecError for a codec, aggregator or server optimizer that is not in its table."""
+    """Raises SpecError for a row that is not in its table, or rows that do not go together."""
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
-    return Rules(run, layout, run.chain(), aggregator, optimizer)
+    made = Rules(run, layout, run.chain(), aggregator, optimizer)
+    if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
+        raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
+    if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
+        raise SpecError("directions: a run that also takes deltas needs a method with neither pool nor curvature")
+    return made
 
 
 def initial(run: RunSpec, layout: Layout, adapter_digest: str) -> ReleaseManifest:
     """Release 0: what the run was created with."""
-    return ReleaseManifest(run.name, 0, run.digest, layout.digest, None, adapter_digest, None, ())
+    return ReleaseManifest.first(run, layout, adapter_digest)
 
 
-def combine(
-    by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs
-) -> tuple[ReleaseManifest, Vector, Vector]:
-    """The next release with its adapter and optimizer state (float32; the state may be empty).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """A release, and the bytes that it names and that are not stored yet."""
 
-    `accepted` may come in any order. Raises StoreError for a blob that is missing or damaged.
-    """
+    release: ReleaseManifest
+    blobs: tuple[bytes | memoryview, ...]
+
+
+def combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs) -> Made:
+    """The next release. `accepted` may come in any order. Raises StoreError for a blob that is missing or damaged."""
     ordered = sorted(accepted, key=lambda c: c.device)
-    shares = tuple(Share(c.device, c.digest, by.aggregator.weight(c)) for c in ordered)
+    shares = tuple(Share(c.device, c.digest, by.aggregator.weight(c, _noise(by, c, blobs))) for c in ordered)
+    return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs)
+
+
+def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
+    return by.noise(by.read(_stored(blobs, contribution.digest))) if by.directions else 0.0
+
+
+def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Made:
     adapter, state = _previous(by, parent, blobs)
-    adapter, state = by.optimizer.apply(adapter, fold(by, shares, blobs), state)
-    release = ReleaseManifest(
+    adapter, state = by.optimizer.apply(adapter, fold(by, shares, parent.version + 1, blobs), state)
+    made = (as_bytes(adapter), as_bytes(state)) if state.size else (as_bytes(adapter),)
+    digests = [spec.bytes_digest(blob) for blob in made]
+    release = _following(by, parent, shares)
+    return Made(
+        dataclasses.replace(release, adapter=digests[0], optimizer_state=digests[1] if state.size else None), made
+    )
+
+
+def _step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Made:
+    """A run of scalars alone: nothing is replayed here, whatever the size of the adapter."""
+    step = mean_step(by, parent, shares, blobs).to_bytes()
+    digest = spec.bytes_digest(step)
+    before = parent.trail or parent.digest
+    return Made(
+        dataclasses.replace(_following(by, parent, shares), step=digest, trail=scalars.trail(before, digest)), (step,)
+    )
+
+
+def _following(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...]) -> ReleaseManifest:
+    return ReleaseManifest(
         run=by.spec.name,
         version=parent.version + 1,
         spec=by.spec.digest,
         layout=by.layout.digest,
         parent=parent.digest,
-        adapter=spec.bytes_digest(as_bytes(adapter)),
-        optimizer_state=spec.bytes_digest(as_bytes(state)) if state.size else None,
+        adapter=None,
+        optimizer_state=None,
         contributions=shares,
     )
-    return release, adapter, state
 
 
-def fold(by: Rules, shares: tuple[Share, ...], blobs: Blobs) -> Vector:
+def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vector:
     """The mean delta, float32 [layout.size]: one update in memory at a time."""
     total = by.aggregator.start(by.layout.size)
     for share in shares:
-        total.add(by.codec.decode(_stored(blobs, share.digest), by.layout).vector, share.weight)
+        update = by.read(_stored(blobs, share.digest))
+        total.add(by.vector(update, number, share.device), share.weight)
     return total.mean()
 
 
+def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Step:
+    """The weighted mean of the devices' multiples, in units: exact sums, one rounding, whatever the order."""
+    assert by.directions is not None, "a run without a codec has directions"
+    whole, number = sum(share.weight for share in shares), parent.version + 1
+    weighted = [(share.device, _units(by, share, blobs) * share.weight) for share in shares]
+    if by.directions.drawn == "device":
+        return Step(tuple((by.directions.key(by.spec.seed, number, d), _rounded(u, whole)) for d, u in weighted))
+    mean = _rounded(_sum([units for _, units in weighted], by.directions.count), whole)
+    if by.directions.drawn == "pool" and parent.step is not None:
+        mean = mean + Step.parse(_stored(blobs, parent.step), by.directions).strands[0][1]
+    strand: Strand = (by.directions.key(by.spec.seed, number, ""), mean)
+    return Step((strand,))
+
+
+def _units(by: Rules, share: Share, blobs: Blobs) -> Units:
+    update = by.read(_stored(blobs, share.digest))
+    assert isinstance(update, Scalars), "a run without a codec reads scalars"
+    return update.units
+
+
+def _sum(parts: Sequence[Units], count: int) -> Units:
+    total = np.zeros(count, np.int64)
+    for part in parts:
+        total += part
+    return total
+
+
+def _rounded(total: Units, by: int) -> Units:
+    """total / by to the nearest integer, halves upwards."""
+    nearest: Units = (2 * total + by) // (2 * by)
+    return nearest
+
+
+def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) -> Trajectory:
+    """Where a run of scalars stands after `steps`, oldest first (of a pool only the newest counts)."""
+    assert by.directions is not None, "a run without a codec has directions"
+    state = Trajectory.start(by.directions, initial_adapter)
+    for data in steps:
+        state = state.after(Step.parse(data, by.directions))
+    return state
+
+
 def _previous(by: Rules, parent: ReleaseManifest, blobs: Blobs) -> tuple[Vector, Vector]:
+    if parent.adapter is None:
+        raise StoreError(f"release {parent.version} of {parent.run!r} names no adapter")
     adapter = vector(_stored(blobs, parent.adapter), by.layout.size)
     size = by.optimizer.state_size(by.layout.size)
     if parent.optimizer_state is None:

@@ -32,6 +32,7 @@ from wire.messages import (
     PROTOCOL,
     Contribution,
     Receipt,
+    ReleaseManifest,
 )
 
 T = TypeVar("T")
@@ -139,12 +140,47 @@ class Federation(pb_grpc.FederationServicer):
     ) -> AsyncIterator[pb.ReleaseChunk]:
         version = None if request.latest else request.version
         release = await self._store.ledger.release(request.run, version)
-        data = self._store.blobs.get(release.adapter)
         async with self._core.downloads:
+            data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
             first = pb.Release(manifest_json=spec.canonical(release).decode())
-            yield pb.ReleaseChunk(release=first, data=bytes(data[:CHUNK_BYTES]))
+            yield pb.ReleaseChunk(release=first, step_bytes=sizes, data=bytes(data[:CHUNK_BYTES]))
             for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
+
+    async def _content(self, release: ReleaseManifest, after: int | None) -> tuple[memoryview, list[int]]:
+        """A release's bytes, and the length of each step if they are steps: the shorter of history and snapshot."""
+        if release.adapter is not None:
+            return self._store.blobs.get(release.adapter), []
+        by = await self._core.rules(release.run)
+        steps = await self._steps(release, 0 if after is None else after)
+        snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
+        if after is not None and after <= release.version and sum(map(len, steps)) <= snapshot_bytes:
+            return memoryview(b"".join(steps)), [len(step) for step in steps]
+        return await self._core.on(
+            self._core.compute,
+            self._snapshot,
+            by,
+            release.run,
+            await self._first(release.run),
+            steps if not after else await self._steps(release, 0),
+        ), []
+
+    async def _steps(self, release: ReleaseManifest, after: int) -> list[memoryview]:
+        """The steps that lead from version `after` to `release`; of a pool the newest holds them all."""
+        by = await self._core.rules(release.run)
+        pool = by.directions is not None and by.directions.drawn == "pool"
+        versions = range(release.version if pool else after + 1, release.version + 1)
+        found = [await self._store.ledger.release(release.run, version) for version in versions]
+        return [self._store.blobs.get(one.step) for one in found if one.step is not None]
+
+    async def _first(self, run: str) -> memoryview:
+        first = await self._store.ledger.release(run, 0)
+        return self._store.blobs.get(first.adapter or "")
+
+    def _snapshot(self, by: publish.Rules, run: str, first: memoryview, steps: list[memoryview]) -> memoryview:
+        state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
+        parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
+        return memoryview(b"".join(publish.as_bytes(part) for part in parts))
 
     @_answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:

@@ -41,7 +41,7 @@ async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[C
 
 
 def _check_initial(by: publish.Rules, release: ReleaseManifest, store: Store) -> Checked:
-    expected = publish.initial(by.spec, by.layout, release.adapter)
+    expected = publish.initial(by.spec, by.layout, release.adapter or "")
     fault = None if release == expected else "release 0 is not the one this run was created with"
     return Checked(0, release.digest, 0, fault or _damage(release, store))
 
@@ -69,7 +69,7 @@ def _difference(
     store: Store,
 ) -> str | None:
     try:
-        again, _, _ = publish.combine(by, parent, accepted, store.blobs)
+        again = publish.combine(by, parent, accepted, store.blobs).release
     except EdgetuneError as error:
         return str(error)
     if again == release:
@@ -79,7 +79,8 @@ def _difference(
 
 
 def _damage(release: ReleaseManifest, store: Store) -> str | None:
-    for digest in filter(None, (release.adapter, release.optimizer_state, *(s.digest for s in release.contributions))):
+    named = (release.adapter, release.optimizer_state, release.step, *(s.digest for s in release.contributions))
+    for digest in filter(None, named):
         try:
             data = store.blobs.get(digest)
         except EdgetuneError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_client.engines import Base
+from edge_client.adapters import Base
 from wire.errors import BaseModelError
 from wire.run_spec import BaseRef
 

@@ -57,7 +57,9 @@ def _state_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compute_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", choices=["auto", "torch", "toy"], default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--engine", choices=["auto", "onnx", "torch", "toy"], default="auto", help="default: %(default)s"
+    )
     parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
     parser.add_argument("--max-memory", type=memory, metavar="SIZE", help="fit training into this, for example 2G")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one for each core)")
@@ -198,24 +200,23 @@ def _leave(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     from edge_client import bases
-    from edge_client.methods import METHODS, Method
-    from edge_client.session import engine_class
+    from edge_client.releases import Releases
+    from edge_client.session import engine_class, methods
     from edge_client.transport import Connection
-    from wire import spec
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     with Connection(args.coordinator) as connection:
         run, layout = connection.describe(args.run)
-        release, adapter = connection.release(args.run, layout.size, args.release)
+        row = methods(run)[0].tunes()
+        held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed), args.release)
     chosen = engine_class(args.engine, run)
     if not hasattr(chosen, "generate"):
         raise UserError(f"base {run.base.model!r} has no language to answer in")
     base = bases.find(run.base, args.base)
-    method: Method = spec.build(METHODS, run.method, "method")
-    engine = chosen.load(base, method.adapter(base), layout, args.max_memory, threads=args.threads)
-    engine.write(adapter)
+    engine = chosen.load(base, row, layout, args.max_memory, threads=args.threads)
+    engine.write(held.trajectory.adapter)
     text = engine.generate(prompt, args.max_new_tokens, args.temperature, args.seed, raw=args.raw)
-    print(json.dumps({"run": run.name, "release": release.version, "answer": text}) if args.json else text)
+    print(json.dumps({"run": run.name, "release": held.release.version, "answer": text}) if args.json else text)
     return 0
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from edge_client import bases, data
-from edge_client.engines import ENGINES, Adapter, Base, Tokens, torch_memory
+from edge_client.adapters import Base
+from edge_client.engines import ENGINES, Tokens, torch_memory
 from edge_client.methods import METHODS, Method
 from edge_client.participate import peak_rss_bytes
 from edge_client.session import engine_class
@@ -112,7 +113,7 @@ def examine(
     chosen = engine_class(engine, run)
     base = bases.find(run.base, folder)
     method: Method = spec.build(METHODS, run.method, "method")
-    layout = method.layout(base)
+    layout = method.tunes().layout(base)
     traffic = _traffic(run, layout)
     limit = max_memory or hardware.memory_free
     try:
@@ -163,6 +164,9 @@ def _traffic(run: RunSpec, layout: Layout) -> Traffic:
     """A normal delta stands for a real one: only an entropy coder would notice the difference."""
     values = np.random.Generator(np.random.Philox(key=0)).standard_normal(layout.size, np.float32) * np.float32(1e-3)
     codec = run.chain()
+    if codec is None:
+        assert run.directions is not None, "a run sends something"
+        return Traffic(up=run.directions.max_bytes(), down=12 + 8 + 4 * run.directions.count, float32=4 * layout.size)
     payload, _ = codec.encode(Delta(layout, values), codec.init(layout))
     return Traffic(up=len(payload), down=4 * layout.size, float32=4 * layout.size)
 
@@ -194,12 +198,11 @@ def _plan(base: Base, method: Method, layout: Layout, limit: int) -> torch_memor
 def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int, threads: int | None) -> Measured:
     from edge_client.engines import Optimizer
 
-    adapter: Adapter = method.adapter(base)
     began = time.perf_counter()
-    engine = chosen.load(base, adapter, layout, limit, threads=threads)
+    engine = chosen.load(base, method.tunes(), layout, limit, threads=threads)
     loaded = time.perf_counter()
     batch = _full_batch(engine, method)
-    engine.write(method.initial(layout, 0))
+    engine.write(method.tunes().initial(layout, 0))
     engine.loss(batch[:1])
     once = time.perf_counter()
     engine.loss(batch)

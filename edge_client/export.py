@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.engines import Adapter, Base
+from edge_client.adapters import Base, LowRank, Placement, parts
 from quantize import QuantizedBase, tensors
 from wire.delta import Layout, Vector
 from wire.errors import MachineError, UserError
@@ -35,21 +35,28 @@ SIDE_FILES = (
 )
 
 
-def to_peft(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: Path) -> None:
-    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists."""
+def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
+    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists, or for
+    an adapter that is no LoRA."""
     found = _exportable(base)
+    if placement.gains:
+        raise UserError("tuned norms are no LoRA; write the whole model with --to merged")
+    factors: dict[str, Vector] = {}
+    for module, part in placement.linears.items():
+        a, b = _factors(found, module, part, placement, vector)
+        factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
     with _aside(out) as folder:
         (folder / "base").mkdir()
         _model(found, folder / "base", found.dequantized)
-        declared = {t.name: ("F32", t.shape) for t in layout.tensors}
-        tensors.write(folder / "adapter_model.safetensors", declared, layout.split(vector).values())
+        declared = {name: ("F32", factor.shape) for name, factor in factors.items()}
+        tensors.write(folder / "adapter_model.safetensors", declared, factors.values())
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": str((out / "base").resolve()),
-            "r": adapter.rank,
-            "lora_alpha": adapter.alpha,
-            "target_modules": list(adapter.targets),
+            "r": placement.rank,
+            "lora_alpha": placement.scale * placement.rank,
+            "target_modules": list(placement.linears),
             "lora_dropout": 0.0,
             "bias": "none",
             "inference_mode": True,
@@ -58,17 +65,29 @@ def to_peft(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: P
         (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
 
 
-def to_merged(base: Base, adapter: Adapter, layout: Layout, vector: Vector, out: Path) -> None:
+def _factors(
+    base: QuantizedBase, module: str, part: LowRank, placement: Placement, vector: Vector
+) -> tuple[Vector, Vector]:
+    """A [rank, in] and B [out, rank] of one layer; a core goes into A."""
+    rows, columns = base.shape(f"{module}.weight")
+    a = parts(part.a, vector, (placement.rank, columns))
+    core = parts(part.core, vector, (placement.rank, placement.rank))
+    return (a if core is None else core @ a), parts(part.b, vector, (rows, placement.rank))
+
+
+def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
     """A plain Hugging Face folder: base + scale * B A in float32. Raises UserError if `out` exists."""
-    found, factors = _exportable(base), layout.split(vector)
-    scale = np.float32(adapter.alpha / adapter.rank)
+    found, scale = _exportable(base), np.float32(placement.scale)
 
     def merged(name: str) -> Any:
-        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        module = name.removesuffix(".weight")
         weight = found.dequantized(name)
-        if f"{stem}.lora_A.weight" not in factors:
+        if module in placement.gains:
+            return weight * (1 + vector[placement.gains[module]])
+        if module not in placement.linears:
             return weight
-        return weight + scale * (factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"])
+        a, b = _factors(found, module, placement.linears[module], placement, vector)
+        return weight + scale * (b @ a)
 
     with _aside(out) as folder:
         _model(found, folder, merged)

@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edge_client.engines import GradEngine, Tokens
-from edge_client.methods import Trained
+from edge_client.engines import Engine, Tokens
+from edge_client.methods import Draw, Trained
+from edge_client.releases import Held
 from edge_client.session import Session, Work, batch_seed
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
 from wire import spec
-from wire.delta import Vector
+from wire.codecs import State
+from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
 from wire.run_spec import RunSpec
+from wire.scalars import Scalars, Trajectory
 
 Event = Callable[[str, dict[str, Any]], None]
 """Told what happens, by name, with plain values: what progress bars and `--json` show."""
@@ -56,11 +59,11 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
     try:
         run, layout = connection.describe(task.run)
         _check_names(task, run.digest, layout.digest)
-        if not _resend(connection, state, run, task, tell):
+        if not _resend(connection, state, run, layout, task, tell):
             work = session.work(run, layout)
             pending = _compute(connection, state, work, task, tell)
             state.prepare(pending, run)
-            _send(connection, state, run, pending, tell)
+            _send(connection, state, run, layout, pending, tell)
     except BaseException:
         connection.leave(state.device, task)
         raise
@@ -73,44 +76,52 @@ def _check_names(task: Task, spec_digest: str, layout_digest: str) -> None:
         raise Refused(Reason.WRONG_LAYOUT, f"the coordinator describes {task.run!r} otherwise than its task does")
 
 
-def _resend(connection: Connection, state: DeviceState, run: RunSpec, task: Task, tell: Event) -> bool:
+def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Event) -> bool:
     """An update that was written down but has no receipt: send it again. True if it was for this very task."""
     pending = state.pending(run)
     if pending is None:
         return False
     tell("resuming", {"run": run.name, "round": pending.contribution.round})
-    _send(connection, state, run, pending, tell)
+    _send(connection, state, run, layout, pending, tell)
     return (pending.contribution.round, pending.contribution.attempt) == (task.round, task.attempt)
 
 
 def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Event) -> Pending:
     """Fetch, measure, train, encode: everything between the task and the first byte sent."""
-    release, start = connection.release(task.run, work.layout.size, task.release_version)
-    if release.digest != task.release_digest:
+    held = work.releases.fetch(connection, work.run, work.layout, work.initial, task.release_version)
+    if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
-    before = _held_out_loss(work.engine, start, work.held_out)
+    before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
     if task.kind == "evaluate":
-        return Pending(_contribution(state, work, task, b"", before, None, None), b"", {})
-    trained = _train(state, work, task, start, tell)
-    after = _held_out_loss(work.engine, start + trained.delta.vector, work.held_out)
-    codec_state = state.codec_state(work.run) or work.codec.init(work.layout)
-    payload, codec_state = work.codec.encode(trained.delta, codec_state)
-    return Pending(_contribution(state, work, task, payload, before, after, trained), payload, codec_state)
+        return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
+    trained = _train(state, work, task, held.trajectory, tell)
+    after = _held_out_loss(work.engine, trained.adapter, work.held_out)
+    payload, codec_state = _encode(state, work, trained.update)
+    return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
 
 
-def _held_out_loss(engine: GradEngine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
+def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
     """Mean loss in nats a token of `adapter` on the device's own held-out text, and how many tokens that is."""
     engine.write(adapter)
     total, tokens = engine.loss(held_out)
     return total / max(1, tokens), tokens
 
 
-def _train(state: DeviceState, work: Work, task: Task, start: Vector, tell: Event) -> Trained:
+def _train(state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
         tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
 
-    seed = batch_seed(work.run, state.device, task.round)
-    return work.method.train(work.engine, start, work.train, seed, progress)
+    key = start.directions.key(work.run.seed, task.round, state.device)
+    draw = Draw(batch_seed(work.run, state.device, task.round), key, (task.round - 1) / work.run.rounds)
+    return work.method.train(work.engine, start, work.train, draw, progress)
+
+
+def _encode(state: DeviceState, work: Work, update: Delta | Scalars) -> tuple[bytes, State]:
+    """The payload in the form of the update, and the codec state that its receipt will confirm."""
+    if isinstance(update, Scalars):
+        return update.encode(work.layout), {}
+    assert work.codec is not None, "a method that makes deltas is given to runs with a codec alone"
+    return work.codec.encode(update, state.codec_state(work.run) or work.codec.init(work.layout))
 
 
 def _contribution(
@@ -118,6 +129,7 @@ def _contribution(
     work: Work,
     task: Task,
     payload: bytes,
+    held: Held,
     before: tuple[float, int],
     after: tuple[float, int] | None,
     trained: Trained | None,
@@ -132,7 +144,8 @@ def _contribution(
         train_seconds=trained.seconds if trained else 0.0,
         peak_rss_bytes=peak_rss_bytes(),
         bytes_up=len(payload),
-        bytes_down=4 * work.layout.size,
+        bytes_down=held.bytes,
+        forwards=trained.forwards if trained else 0,
     )
     return Contribution(
         device=state.device,
@@ -148,7 +161,9 @@ def _contribution(
     )
 
 
-def _send(connection: Connection, state: DeviceState, run: RunSpec, pending: Pending, tell: Event) -> None:
+def _send(
+    connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Event
+) -> None:
     """Send, and keep or drop what was written down by what the coordinator says."""
     mine = pending.contribution
     try:
@@ -160,10 +175,10 @@ def _send(connection: Connection, state: DeviceState, run: RunSpec, pending: Pen
         tell("too_late", {"run": run.name, "round": mine.round, "reason": error.reason.value, "detail": str(error)})
         return
     state.confirm(pending, run)
-    tell("submitted", _summary(connection, mine))
+    tell("submitted", _summary(connection, mine, layout))
 
 
-def _summary(connection: Connection, mine: Contribution) -> dict[str, Any]:
+def _summary(connection: Connection, mine: Contribution, layout: Layout) -> dict[str, Any]:
     m = mine.metrics
     return {
         "run": mine.run,
@@ -173,7 +188,8 @@ def _summary(connection: Connection, mine: Contribution) -> dict[str, Any]:
         "bytes_down": m.bytes_down,
         "wire_up": connection.sent,
         "wire_down": connection.received,
-        "float32_bytes": m.bytes_down,
+        "float32_bytes": 4 * layout.size,
+        "forwards": m.forwards,
         "loss_before": m.loss_before,
         "loss_after": m.loss_after,
         "held_out_tokens": m.held_out_tokens,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_client import bases, data
+from edge_client.adapters import Adapter, Base
 from edge_client.data import Example
-from edge_client.engines import ENGINES, Adapter, Base, GradEngine, Tokens
+from edge_client.engines import ENGINES, Tokens
 from edge_client.methods import METHODS, Method
+from edge_client.releases import Releases
 from wire import spec
 from wire.codecs.chain import Chain
-from wire.delta import Layout
+from wire.delta import Layout, Vector
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.run_spec import RunSpec
 
@@ -36,9 +39,11 @@ class Work:
 
     run: RunSpec
     layout: Layout
-    codec: Chain
+    codec: Chain | None
     method: Method
-    engine: GradEngine
+    engine: Any
+    releases: Releases
+    initial: Vector
     train: list[Tokens]
     held_out: list[Tokens]
     examples: int
@@ -50,7 +55,8 @@ class Session:
     def __init__(self, device: Device, examples: Sequence[Example]) -> None:
         self._device, self._examples = device, examples
         self._work: dict[str, Work] = {}
-        self._engines: dict[tuple[str, Adapter], GradEngine] = {}
+        self._releases = Releases()
+        self._engines: dict[tuple[str, Adapter], Any] = {}
 
     def work(self, run: RunSpec, layout: Layout) -> Work:
         """What `run` needs here. Raises SpecError for a method this client does not have, BaseModelError for another
@@ -60,13 +66,14 @@ class Session:
         return self._work[run.digest]
 
     def _prepare(self, run: RunSpec, layout: Layout) -> Work:
-        method: Method = spec.build(METHODS, run.method, "method")
-        codec = run.chain()
+        chosen = engine_class(self._device.engine, run)
+        method = fitting_method(run, chosen)
         train, held_out = data.split(list(self._examples), run.evaluation.fraction, run.seed)
         base = bases.find(run.base, self._device.base)
-        if method.layout(base).digest != layout.digest:
+        adapter = method.tunes()
+        if adapter.layout(base).digest != layout.digest:
             raise Refused(Reason.WRONG_LAYOUT, "the run's layout is not what its method makes of its base")
-        engine = self._engine(run, base, method.adapter(base), layout)
+        engine = self._engine(chosen, base, adapter, layout)
         length = method.sequence_length
         measured = engine.tokenize(held_out, length)[: run.evaluation.max_sequences]
         training = engine.tokenize(train, length)
@@ -74,13 +81,13 @@ class Session:
             raise DataError(
                 f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
             )
-        return Work(run, layout, codec, method, engine, training, measured, len(train))
+        initial = adapter.initial(layout, run.seed)
+        return Work(run, layout, run.chain(), method, engine, self._releases, initial, training, measured, len(train))
 
-    def _engine(self, run: RunSpec, base: Base, adapter: Adapter, layout: Layout) -> GradEngine:
+    def _engine(self, chosen: Any, base: Base, adapter: Adapter, layout: Layout) -> Any:
         key = (base.identity, adapter)
         if key not in self._engines:
             self._engines.clear()  # one model in memory at a time
-            chosen = engine_class(self._device.engine, run)
             self._engines[key] = chosen.load(
                 base, adapter, layout, self._device.max_memory, threads=self._device.threads
             )
@@ -88,15 +95,52 @@ class Session:
 
 
 def engine_class(wanted: str, run: RunSpec) -> Any:
-    """The engine for a run: the toy for the toy base, else the one asked for. Raises MissingExtra, SpecError."""
+    """The engine for a run: the toy for the toy base, else the one asked for. Raises MissingExtra, SpecError.
+
+    `auto` takes torch where it is installed and the run wants gradients, and onnx where losses are enough: it computes
+    them in less memory.
+    """
     toy = run.base.model == bases.TOY
-    name = wanted if wanted != "auto" else (bases.TOY if toy else "torch")
+    name = wanted if wanted != "auto" else (bases.TOY if toy else _fitting_engine(run))
     if toy != (name == bases.TOY):
         raise SpecError(f"--engine {name} cannot compute on base {run.base.model!r}; use --engine auto")
     chosen: Any = spec.row_class(ENGINES, name, "--engine")
     if missing := chosen.missing():
         raise MissingExtra(missing, name)
     return chosen
+
+
+def _fitting_engine(run: RunSpec) -> str:
+    ready = {name: not _missing(name) for name in ("onnx", "torch")}
+    onnx_can = run.base.format == "int4-onnx" and run.directions is not None
+    gradients = any(not m.forward_only for m in methods(run))
+    if gradients and ready["torch"]:
+        return "torch"
+    return "onnx" if onnx_can and (ready["onnx"] or not ready["torch"]) else "torch"
+
+
+def _missing(engine: str) -> bool:
+    needed = {"onnx": ("onnxruntime",), "torch": ("torch", "transformers", "peft")}[engine]
+    return any(importlib.util.find_spec(name) is None for name in needed)
+
+
+def methods(run: RunSpec) -> list[Method]:
+    """A run's method, and the one for devices that can only run the model forward, if it has one."""
+    rows: list[Method] = [spec.build(METHODS, run.method, "method")]
+    if run.forward_method is not None:
+        rows.append(spec.build(METHODS, run.forward_method, "forward_method"))
+    return rows
+
+
+def fitting_method(run: RunSpec, engine: Any) -> Method:
+    """The first of a run's methods that `engine` can drive. Raises SpecError if none is."""
+    for method in methods(run):
+        if method.forward_only or engine.gradients:
+            return method
+    raise SpecError(
+        f"run {run.name!r} tunes by gradients, which this engine does not compute; use --engine torch, or give the run a"
+        " [forward_method]"
+    )
 
 
 def batch_seed(run: RunSpec, device: str, number: int) -> int:

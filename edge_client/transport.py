@@ -6,7 +6,7 @@ Calls that may be repeated are: an unreachable or busy coordinator is asked agai
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import random
 import time
@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -55,6 +54,15 @@ _AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _REASONS_AGAIN = {Reason.BUSY, Reason.DISK_FULL}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fetched:
+    """A release as it came: `data` is an adapter, or steps of `sizes` bytes. Nothing is checked but the length."""
+
+    release: ReleaseManifest
+    data: memoryview
+    sizes: tuple[int, ...]
+
+
 class Connection:
     """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever."""
 
@@ -92,10 +100,10 @@ class Connection:
         reply = self._unary(self._devices.DescribeRun, pb.GetRunRequest(run=run))
         return run_spec.parse(json.loads(reply.spec_json)), Layout.parse(json.loads(reply.layout_json))
 
-    def release(self, run: str, size: int, version: int | None = None) -> tuple[ReleaseManifest, Vector]:
-        """A release (None: the newest) and its adapter, float32 [size], checked against the release's digest."""
-        request = pb.FetchReleaseRequest(run=run, version=version or 0, latest=version is None)
-        return self._again(lambda: self._read_release(request, size))
+    def release(self, run: str, limit: int, version: int | None, steps_after: int | None = None) -> Fetched:
+        """A release (None: the newest) and at most `limit` bytes of it: its adapter, or the steps from `steps_after`."""
+        request = pb.FetchReleaseRequest(run=run, version=version or 0, latest=version is None, steps_after=steps_after)
+        return self._again(lambda: self._read_release(request, limit))
 
     def send(self, contribution: Contribution, payload: bytes) -> Receipt:
         """Send an update and get its receipt. Small ones in one call, large ones as chunks and a commit."""
@@ -166,22 +174,20 @@ class Connection:
 
         return rest()
 
-    def _read_release(self, request: pb.FetchReleaseRequest, size: int) -> tuple[ReleaseManifest, Vector]:
+    def _read_release(self, request: pb.FetchReleaseRequest, limit: int) -> Fetched:
         manifest: ReleaseManifest | None = None
-        data = memoryview(bytearray(4 * size))
-        filled, seen = 0, hashlib.sha256()
+        sizes: tuple[int, ...] = ()
+        data = bytearray()
         for chunk in self._devices.FetchRelease(request, timeout=TRANSFER_S):
             self.received += chunk.ByteSize() + FRAME_BYTES
             if manifest is None:
-                manifest = ReleaseManifest.parse(chunk.release.manifest_json)
-            if filled + len(chunk.data) > len(data):
-                raise PayloadError(Reason.BAD_SIZE, f"release is longer than the {len(data)} bytes of its layout")
-            data[filled : filled + len(chunk.data)] = chunk.data
-            filled += len(chunk.data)
-            seen.update(chunk.data)
-        if manifest is None or filled != len(data) or seen.hexdigest() != manifest.adapter:
-            raise PayloadError(Reason.BAD_DIGEST, "the adapter received is not the one its release names")
-        return manifest, np.frombuffer(data, "<f4")
+                manifest, sizes = ReleaseManifest.parse(chunk.release.manifest_json), tuple(chunk.step_bytes)
+            if len(data) + len(chunk.data) > limit:
+                raise PayloadError(Reason.BAD_SIZE, f"a release is longer than the {limit} bytes it can have")
+            data += chunk.data
+        if manifest is None or (sizes and sum(sizes) != len(data)):
+            raise PayloadError(Reason.BAD_SIZE, "a release arrived cut off")
+        return Fetched(manifest, memoryview(data), sizes)
 
     def _counted(self, chunks: Iterator[pb.UploadChunk]) -> Iterator[pb.UploadChunk]:
         for chunk in chunks:

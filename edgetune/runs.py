@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_client import bases
-from edge_client.engines import Base
-from edge_client.methods import METHODS, Method
+from edge_client.adapters import Adapter, Base
+from edge_client.releases import Releases
+from edge_client.session import methods
 from edge_client.transport import Connection
 from wire import run_spec, spec
-from wire.errors import UserError
+from wire.errors import SpecError, UserError
 from wire.messages import RunStatus
 from wire.run_spec import RunSpec
 
@@ -96,10 +97,28 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest.
     """
     base = bases.find(wanted.base, folder)
-    method: Method = spec.build(METHODS, wanted.method, "method")
-    named = dataclasses.replace(wanted, base=_named(wanted, base, folder), method=spec.plain(method))
-    layout = method.layout(base)
-    return connection.create_run(named, layout, method.initial(layout, named.seed))
+    named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
+    layout = adapter.layout(base)
+    return connection.create_run(named, layout, adapter.initial(layout, named.seed))
+
+
+def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
+    """A run with its methods written out and the rules that follow from them: along which directions scalars are sent,
+    and no codec if no method sends deltas. Raises SpecError for two methods that do not tune the same adapter."""
+    rows = methods(wanted)
+    directions = [found for row in rows if (found := row.directions()) is not None]
+    if len({row.tunes().layout(base).digest for row in rows}) > 1:
+        raise SpecError("method and forward_method tune different adapters: give both the same [adapter]")
+    if len(directions) > 1:
+        raise SpecError("method and forward_method both send scalars: a run has one set of directions")
+    changed = dataclasses.replace(
+        wanted,
+        method=spec.plain(rows[0]),
+        forward_method=spec.plain(rows[1]) if len(rows) > 1 else None,
+        directions=directions[0] if directions else None,
+        codec=None if len(directions) == len(rows) else wanted.codec,
+    )
+    return changed, rows[0].tunes()
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
@@ -238,11 +257,12 @@ def _export(args: argparse.Namespace) -> int:
 
     with Connection(args.coordinator) as connection:
         described, layout = connection.describe(args.run)
-        release, adapter = connection.release(args.run, layout.size, args.release)
+        row = methods(described)[0].tunes()
+        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
+    release = held.release
     base = bases.find(described.base, args.base)
-    method: Method = spec.build(METHODS, described.method, "method")
     write = {"peft": export.to_peft, "merged": export.to_merged}[args.to]
-    write(base, method.adapter(base), layout, adapter, args.out)
+    write(base, row.placement(base), layout, held.trajectory.adapter, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
     print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")
     return 0

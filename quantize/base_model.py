@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from quantize import sources, tensors
 from quantize.errors import NoRoom, QuantizeError
-from quantize.formats import FORMATS, SCHEMES, is_linear, scheme_for
+from quantize.formats import FORMATS, SCHEMES, Scheme, is_linear, is_norm, scheme_for
 from quantize.sources import Source, file_digest
 from quantize.tensors import SafeTensors
 
@@ -47,6 +47,11 @@ class QuantizedBase:
         found = [(name.removesuffix(".weight"), self.shape(name)) for name in self.names() if is_linear(name)]
         return {module: (shape[0], shape[1]) for module, shape in sorted(found, key=lambda item: _natural(item[0]))}
 
+    def norms(self) -> Mapping[str, int]:
+        """Module name -> width of every norm, in the model's order."""
+        found = [(name.removesuffix(".weight"), self.shape(name)) for name in self.names() if is_norm(name)]
+        return {module: shape[0] for module, shape in sorted(found, key=lambda item: _natural(item[0]))}
+
     def names(self) -> list[str]:
         return list(self._manifest["tensors"])
 
@@ -64,6 +69,10 @@ class QuantizedBase:
     def dequantized(self, name: str) -> Array:
         """A tensor as float32."""
         return SCHEMES[self.scheme(name)].decode(self.parts(name), self.shape(name))
+
+    def place(self, stored: str) -> tuple[str, int, Array]:
+        """Where a stored array lies: the file's name in this folder, its offset in bytes, and the array as a view."""
+        return WEIGHTS, self._file.offset(stored), self._file.read(stored)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -189,12 +198,25 @@ def _encoded(
     source: Source, shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, str], progress: Progress | None
 ) -> Iterator[Array]:
     for done, name in enumerate(shapes, 1):
-        values = source.read(name)
-        if not np.isfinite(values).all():
-            raise QuantizeError(f"tensor {name!r} has an entry that is not a finite number")
-        yield from SCHEMES[schemes[name]].encode(values).values()
+        yield from _parts(source, name, SCHEMES[schemes[name]]).values()
         if progress is not None:
             progress(done, len(shapes))
+
+
+def _parts(source: Source, name: str, scheme: Scheme) -> dict[str, Array]:
+    """A tensor in its scheme: from the source's own blocks where both have the same, else quantized from floats."""
+    blocks = source.blocks(name) if scheme.pack is not None else None
+    if blocks is not None and scheme.pack is not None and blocks.bits == scheme.bits:
+        _finite(name, blocks.scales)
+        return scheme.pack(blocks)
+    values = source.read(name)
+    _finite(name, values)
+    return scheme.encode(values)
+
+
+def _finite(name: str, values: Array) -> None:
+    if not np.isfinite(values).all():
+        raise QuantizeError(f"tensor {name!r} has an entry that is not a finite number")
 
 
 def _tied(name: str, config: Mapping[str, Any]) -> bool:
@@ -208,6 +230,22 @@ def _identity(manifest: Mapping[str, Any]) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts layer 10 after layer 9, and within a layer as the model computes."""
-    order = ["self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "mlp", "gate_proj", "up_proj", "down_proj"]
+    order = [
+        "layers",
+        "input_layernorm",
+        "self_attn",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "q_norm",
+        "k_norm",
+        "post_attention_layernorm",
+        "mlp",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "norm",
+    ]
     parts = re.split(r"\.", name)
     return [(int(p), "") if p.isdigit() else (order.index(p) if p in order else -1, p) for p in parts]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize.errors import QuantizeError
+from quantize.formats import Blocks
 from quantize.sources import file_digest
 
 Array = npt.NDArray[Any]
@@ -100,12 +101,22 @@ class GgufSource:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        values: Array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return self._ordered(name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+
+    def blocks(self, name: str) -> Blocks | None:
+        tensor = self._tensors[name]
+        reader = _BLOCKS.get(tensor.tensor_type.name)
+        if reader is None or len(tensor.shape) != 2:
+            return None
+        return reader(self._ordered(name, np.asarray(tensor.data).reshape(int(tensor.shape[1]), -1)))
+
+    def _ordered(self, name: str, rows: Array) -> Array:
+        """Rows as Hugging Face has them; a row of blocks moves whole."""
         if name.endswith("q_proj.weight"):
-            return _halves(values, self._llama("attention.head_count"))
+            return _halves(rows, self._llama("attention.head_count"))
         if name.endswith("k_proj.weight"):
-            return _halves(values, self._llama("attention.head_count_kv"))
-        return values
+            return _halves(rows, self._llama("attention.head_count_kv"))
+        return rows
 
     def _llama(self, key: str) -> Any:
         return self._keys[f"llama.{key}"]
@@ -148,3 +159,38 @@ def _name(gguf_name: str) -> str:
 def _halves(rows: Array, heads: int) -> Array:
     """GGUF keeps the rows of q and k in pairs for its rotary embedding; Hugging Face wants each head's two halves."""
     return rows.reshape(heads, rows.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _halfs(raw: Array) -> Array:
+    """Half-precision numbers from bytes [..., 2]."""
+    numbers: Array = np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float32)
+    return numbers
+
+
+def _nibbles(raw: Array) -> Array:
+    """[..., 16] bytes to [..., 32] codes: GGUF keeps the first half of a block in the low halves of its bytes."""
+    return np.concatenate([raw & 15, raw >> 4], axis=-1)
+
+
+def _q4_1(rows: Array) -> Blocks:
+    """20 bytes a block: scale d, minimum m, 32 codes; weight = d · q + m."""
+    raw = rows.reshape(len(rows), -1, 20)
+    scales, low = _halfs(raw[..., 0:2]), _halfs(raw[..., 2:4])
+    return Blocks(4, _nibbles(raw[..., 4:]), scales, low + 8 * scales)
+
+
+def _q4_0(rows: Array) -> Blocks:
+    """18 bytes a block: scale d, 32 codes; weight = d · (q - 8)."""
+    raw = rows.reshape(len(rows), -1, 18)
+    scales = _halfs(raw[..., 0:2])
+    return Blocks(4, _nibbles(raw[..., 2:]), scales, np.zeros_like(scales))
+
+
+def _q8_0(rows: Array) -> Blocks:
+    """34 bytes a block: scale d, 32 signed codes; weight = d · q."""
+    raw = rows.reshape(len(rows), -1, 34)
+    scales = _halfs(raw[..., 0:2])
+    return Blocks(8, raw[..., 2:] ^ np.uint8(128), scales, np.zeros_like(scales))
+
+
+_BLOCKS = {"Q4_1": _q4_1, "Q4_0": _q4_0, "Q8_0": _q8_0}

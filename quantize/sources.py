@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize.errors import QuantizeError
-from quantize.formats import decode_bfloat16
+from quantize.formats import Blocks, decode_bfloat16
 from quantize.tensors import SafeTensors
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,9 @@ class Source(Protocol):
 
     def read(self, name: str) -> Array:
         """float32."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A tensor as the source's own blocks of 32, None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +185,6 @@ class FolderSource:
         if file.dtype(name) == "BF16":
             return decode_bfloat16({"": raw}, raw.shape)
         return raw.astype(np.float32)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None

@@ -63,6 +63,10 @@ class SafeTensors:
     def dtype(self, name: str) -> str:
         return str(self._entries[name]["dtype"])
 
+    def offset(self, name: str) -> int:
+        """Where a tensor's first byte lies in the file."""
+        return self._start + int(self._entries[name]["data_offsets"][0])
+
     def read(self, name: str) -> Array:
         """A view of the map, not writable: pages come from the disk when they are touched."""
         entry = self._entries[name]

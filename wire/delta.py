@@ -15,7 +15,7 @@ from wire import spec
 from wire.errors import SpecError
 
 Vector = npt.NDArray[np.float32]
-Role = Literal["lora_A", "lora_B", "other"]
+Role = Literal["lora_A", "lora_B", "core", "gain", "other"]
 
 MAX_PARAMETERS = 1 << 28
 """Entries of the largest layout either end accepts (1 GiB of float32)."""

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from protos.v1 import federation_pb2 as pb
 from wire import spec
+from wire.delta import Layout
 from wire.errors import PayloadError, Reason
-from wire.run_spec import DIGEST, NAME
+from wire.run_spec import DIGEST, NAME, RunSpec
 
 PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
@@ -80,6 +81,7 @@ class Metrics:
     peak_rss_bytes: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    forwards: int = 0
 
     def __post_init__(self) -> None:
         floats = (self.loss_before or 0.0, self.loss_after or 0.0, self.train_loss, self.train_seconds)
@@ -169,7 +171,8 @@ class ReleaseManifest:
     """A published adapter version. It names everything it was made of, so that anybody can make it again.
 
     `adapter` and `optimizer_state` are digests of stored vectors (float32, little-endian); `parent` is the digest of
-    the release before, None for release 0.
+    the release before, None for release 0. In a run of scalars alone, releases after 0 have no adapter but a `step`, the
+    digest of a stored `wire.scalars.Step`, and the `trail` that chains all steps so far.
     """
 
     run: str
@@ -177,14 +180,21 @@ class ReleaseManifest:
     spec: str
     layout: str
     parent: str | None
-    adapter: str
+    adapter: str | None
     optimizer_state: str | None
     contributions: tuple[Share, ...]
+    step: str | None = None
+    trail: str | None = None
     schema: str = "edgetune-release-1"
 
     @property
     def digest(self) -> str:
-        return spec.digest(self)
+        return spec.digest_without(self, "step", "trail")
+
+    @classmethod
+    def first(cls, run: RunSpec, layout: Layout, adapter: str) -> ReleaseManifest:
+        """Release 0: what a run is created with. In a run of scalars its digest begins the trail."""
+        return cls(run.name, 0, run.digest, layout.digest, None, adapter, None, ())
 
     @classmethod
     def parse(cls, text: str | bytes) -> ReleaseManifest:

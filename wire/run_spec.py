@@ -12,6 +12,7 @@ from typing import Any
 from wire import spec
 from wire.codecs import chain
 from wire.errors import SpecError
+from wire.scalars import Directions
 from wire.spec import Plain
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -66,20 +67,29 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families."""
+    """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families.
+
+    Two forms of update travel: a delta, coded by `codec`; and scalars along `directions`. A run admits those it has a
+    rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
+    its methods, and takes `codec` away if none of them sends deltas.
+    """
 
     name: str
     base: BaseRef
     rounds: int
     cohort: Cohort
     method: Plain
-    codec: tuple[Plain, ...] | str = "top_k_int4"
+    codec: tuple[Plain, ...] | str | None = "top_k_int4"
     aggregator: Plain = dataclasses.field(default_factory=lambda: {"id": "mean", "weight_by": "examples"})
     server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
     evaluation: Evaluation = Evaluation()
     seed: int = 0
+    forward_method: Plain | None = None
+    directions: Directions | None = None
 
     def __post_init__(self) -> None:
+        if self.codec is None and self.directions is None:
+            raise ValueError("a run without a codec needs directions: nothing could be sent")
         if not NAME.fullmatch(self.name):
             raise ValueError("name must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
         if not 1 <= self.rounds <= 1_000_000:
@@ -89,17 +99,17 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        return spec.digest(self)
+        return spec.digest_without(self, "forward_method", "directions")
 
-    def chain(self) -> chain.Chain:
-        """The codec that devices encode with and the coordinator decodes with. Raises SpecError."""
-        return chain.codec(self.codec)
+    def chain(self) -> chain.Chain | None:
+        """The codec of deltas, None for a run that admits none. Raises SpecError."""
+        return None if self.codec is None else chain.codec(self.codec)
 
 
 def parse(table: Any, where: str = "run spec") -> RunSpec:
     """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
     run = spec.parse(RunSpec, table, where)
-    return dataclasses.replace(run, codec=parse_codec(run.codec))
+    return run if run.codec is None else dataclasses.replace(run, codec=parse_codec(run.codec))
 
 
 def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:

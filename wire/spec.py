@@ -128,6 +128,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def digest_without(value: Any, *optional: str) -> str:
+    """The digest of `value` without those of its `optional` fields that are None: what was named before a field was added
+    keeps its name."""
+    table = plain(value)
+    return digest({k: v for k, v in table.items() if v is not None or k not in optional})
+
+
 def bytes_digest(data: bytes | memoryview) -> str:
     """SHA-256 of bytes, as 64 hexadecimal digits: the name a store keeps them under."""
     return hashlib.sha256(data).hexdigest()

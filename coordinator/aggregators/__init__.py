@@ -31,8 +31,8 @@ class Aggregator(Protocol):
     def start(self, size: int) -> Sum:
         """An empty fold over `size` entries."""
 
-    def weight(self, contribution: Contribution) -> int:
-        """What a contribution counts, 1 to 65535."""
+    def weight(self, contribution: Contribution, noise: float) -> int:
+        """What a contribution counts, 1 to 65535. `noise`: its direction's variance relative to the gradient's square."""
 
     def check(self, vector: Vector) -> None:
         """Refuse an update that `add` could not hold. Raises PayloadError(OUT_OF_RANGE)."""

@@ -16,6 +16,8 @@ FRACTION_BITS = 30
 """One unit of the fixed point is 2^-30: finer than float32 resolves any entry above 2^-7, and far below training noise."""
 LIMIT = 2.0
 """|entry| < 2 keeps an entry within 31 bits; times a weight of 16 bits and 2^15 updates it stays within 62."""
+FINEST, FINER = 255, 257
+"""Weights by variance: examples up to 255, in 257ths, fill 16 bits."""
 SLAB = 1 << 16
 """Entries converted at a time, so that temporaries stay in cache and memory stays one accumulator."""
 
@@ -44,16 +46,22 @@ class FixedPointSum:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """`weight_by` "examples": by the number of examples a device trained on; "uniform": every device alike."""
+    """`weight_by` "examples": by the number of examples a device trained on; "uniform": every device alike; "variance": by
+    examples (at most 255) over 1 + the variance of the estimate, so that in a mixed round scalars along M of d dimensions
+    count about M / d of a delta."""
 
-    weight_by: Literal["examples", "uniform"] = "examples"
+    weight_by: Literal["examples", "uniform", "variance"] = "examples"
     id: ClassVar[str] = "mean"
 
     def start(self, size: int) -> FixedPointSum:
         return FixedPointSum(size)
 
-    def weight(self, contribution: Contribution) -> int:
-        return min(contribution.weight, MAX_WEIGHT) if self.weight_by == "examples" else 1
+    def weight(self, contribution: Contribution, noise: float) -> int:
+        if self.weight_by == "uniform":
+            return 1
+        if self.weight_by == "examples":
+            return min(contribution.weight, MAX_WEIGHT)
+        return max(1, round(min(contribution.weight, FINEST) * FINER / (1 + noise)))
 
     def check(self, vector: Vector) -> None:
         if vector.size and not max(-float(vector.min()), float(vector.max())) < LIMIT:

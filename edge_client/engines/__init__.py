@@ -38,15 +38,6 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
-    """What is tuned: LoRA factors on the named linear layers (arXiv 2106.09685); scale = alpha / rank."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """The local optimizer. Its moments start at zero in every round: a device keeps no optimizer state."""
 
@@ -64,20 +55,14 @@ class Optimizer:
             raise ValueError("epsilon and clip_norm must be positive, weight_decay not negative")
 
 
-class Base(Protocol):
-    """A frozen base as every engine sees it; `quantize.Base` is one."""
+class Engine(Protocol):
+    """Losses, and so zeroth-order training. `load` is the constructor: `ENGINES[...]`.load(base, adapter, layout, ...).
 
-    @property
-    def identity(self) -> str: ...
-
-    def linears(self) -> Mapping[str, tuple[int, int]]:
-        """Module name -> (out, in) of every linear layer an adapter may stand on, in the model's order."""
-
-
-class GradEngine(Protocol):
-    """First-order training. `load` is the constructor: `ENGINES[...]`.load(base, adapter, layout, ...)."""
+    `gradients` says whether it is a GradEngine; `platform` what it runs on, for people.
+    """
 
     layout: Layout
+    gradients: bool
 
     def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
         """Examples as sequences of at most `length` tokens; plain texts are packed end to end, dialogues are not."""
@@ -85,11 +70,19 @@ class GradEngine(Protocol):
     def write(self, vector: Vector) -> None:
         """Set the adapter to `vector`, float32 [layout.size]."""
 
-    def read(self) -> Vector:
-        """A copy of the adapter, float32 [layout.size]."""
-
     def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         """Summed negative log-likelihood in nats, and the number of targets it is summed over. No gradient."""
+
+    def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
+        """Mean negative log-likelihood in nats a target of `batch` under each of `adapters`, float64 [K]. The engine's
+        own adapter afterwards is unspecified."""
+
+
+class GradEngine(Engine, Protocol):
+    """First-order training beside it."""
+
+    def read(self) -> Vector:
+        """A copy of the adapter, float32 [layout.size]."""
 
     def start(self, optimizer: Optimizer) -> None:
         """Forget all optimizer state; the next `step` is the first."""
@@ -99,6 +92,7 @@ class GradEngine(Protocol):
 
 
 ENGINES: Mapping[str, str] = {
+    "onnx": "edge_client.engines.onnx_engine:OnnxEngine",
     "torch": "edge_client.engines.torch_engine:TorchEngine",
     "toy": "edge_client.engines.toy:ToyEngine",
 }

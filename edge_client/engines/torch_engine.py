@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Adapter, Optimizer, Tokens, torch_loss, torch_memory, torch_model
+from edge_client.engines import IGNORE, Optimizer, Tokens, torch_loss, torch_memory, torch_model
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
 from quantize import QuantizedBase
@@ -25,17 +27,22 @@ MEASURED_AT_ONCE = 2
 class TorchEngine:
     """One model in memory. The residual stream is float32; frozen layers multiply in bfloat16 to train, float32 to measure."""
 
+    gradients = True
+
     def __init__(
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
     ):
         self.layout, self._device, self._limit = layout, device, max_memory
         self._base_bytes = base.bytes_on_disk
         self._text = Text(base.folder)
-        self._model = torch_model.build(base, adapter, device)
-        self._body = self._model.base_model.model.model
+        self._model, self._factors = torch_model.build(base, adapter.placement(base), layout, device)
+        inner = self._model.base_model.model if hasattr(self._model, "peft_config") else self._model
+        self._body = inner.model
         self._head: torch.Tensor = self._model.get_output_embeddings().weight
-        named = dict(self._model.named_parameters())
-        self._factors = [named[t.name.removesuffix(".weight") + ".default.weight"] for t in layout.tensors]
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+        for factor in self._factors:
+            factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
         self.start(Optimizer())
         torch_memory.give_back()
@@ -82,6 +89,15 @@ class TorchEngine:
                 count += len(wanted)
         return total, count
 
+    def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
+        """One adapter after the other, in float32: on a CPU it costs no more, and the memory stays that of one pass."""
+        found = []
+        for adapter in adapters:
+            self.write(adapter)
+            total, count = self.loss(batch)
+            found.append(total / count)
+        return np.array(found)
+
     def start(self, optimizer: Optimizer) -> None:
         self._clip = optimizer.clip_norm
         if optimizer.id == "sgd":
@@ -123,7 +139,7 @@ class TorchEngine:
                     break
                 answer.append(token)
                 past, given = out.past_key_values, [token]
-        return str(self._text.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        return self._text.decoded(answer)
 
     def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""

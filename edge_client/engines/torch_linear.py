@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from quantize import QuantizedBase
-from quantize.formats import BLOCK, NF4, SCHEMES
+from quantize.formats import BLOCK, NF4, SCHEMES, SMALL
 
 _PAIRS = torch.stack([torch.from_numpy(NF4)[torch.arange(256) >> 4], torch.from_numpy(NF4)[torch.arange(256) & 15]], -1)
 """Byte -> its two weights, float32 [256, 2]."""
@@ -128,26 +128,38 @@ class Float32Embedding(nn.Embedding):
 
 
 class PortableLinear(nn.Linear):
-    """NF4 or int8 in plain torch, on any device. Dequantizes in forward and again in backward: nothing float is kept."""
+    """NF4, int8 or the onnx engine's 4-bit blocks in plain torch, on any device. Dequantizes in forward and again in
+    backward: nothing float is kept."""
 
     def __init__(self, scheme: str, parts: dict[str, torch.Tensor], rows: int, columns: int) -> None:
         super().__init__(columns, rows, bias=False, device="meta")
         self.compute_dtype = torch.bfloat16
         self._scheme = scheme
-        self.weight = nn.Parameter(parts[".codes"], requires_grad=False)
-        self.register_buffer("absmax", parts[".absmax"], persistent=False)
+        self.weight = nn.Parameter(parts.pop(".codes"), requires_grad=False)
+        for suffix, part in parts.items():
+            self.register_buffer(suffix.removeprefix("."), part, persistent=False)
         if scheme not in SCHEMES:
             raise ValueError(scheme)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, [out, in]."""
-        absmax: Any = self.absmax  # a registered buffer
         values: torch.Tensor
+        if self._scheme == "q4":
+            return self._q4().to(dtype)
+        absmax: Any = self.absmax  # a registered buffer
         if self._scheme == "nf4":
             values = _PAIRS.to(self.weight.device, dtype)[self.weight.int()].view(-1, BLOCK) * absmax.to(dtype)[:, None]
         else:
             values = self.weight.view(-1, BLOCK).to(dtype) * (absmax / 127).to(dtype)[:, None]
         return values.view(self.out_features, self.in_features)
+
+    def _q4(self) -> torch.Tensor:
+        """The same function that onnxruntime multiplies by: scale · (code - 8) + offset, in float32."""
+        scales: Any = self.scales
+        offsets: Any = self.offsets
+        pairs = torch.stack([self.weight & 15, self.weight >> 4], -1)
+        codes = pairs.view(self.out_features, -1, SMALL).float().sub_(8)
+        return codes.mul_(scales[..., None]).add_(offsets.T[..., None]).view(self.out_features, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = _Frozen.apply(x, self)

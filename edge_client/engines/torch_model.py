@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from edge_client.engines import Adapter
+from edge_client.adapters import LowRank, Placement
 from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
+from wire.delta import Layout
 from wire.errors import BaseModelError
 
 
-def build(base: QuantizedBase, adapter: Adapter, device: torch.device) -> Any:
-    """A peft model with float32 LoRA factors on a frozen quantized base. No float copy of the base is made."""
+def build(base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device) -> tuple[Any, list[Any]]:
+    """A model with float32 adapters on a frozen quantized base, and the tuned parameters in the layout's order.
+
+    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms. No float
+    copy of the base is made.
+    """
     _quiet()
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,7 +30,14 @@ def build(base: QuantizedBase, adapter: Adapter, device: torch.device) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _fill(model, base, device)
-    return _with_lora(model, adapter)
+    tuned: dict[int, Any] = {}
+    for module, place in placement.gains.items():
+        tuned[place.start] = _gain(model.get_submodule(module), device)
+    if placement.linears:
+        model = _with_lora(model, placement)
+        for module, part in placement.linears.items():
+            tuned |= _low_rank(model.base_model.model.get_submodule(module), part, device)
+    return model, [tuned[place.start] for _, place in layout.slices()]
 
 
 def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:
@@ -61,13 +74,13 @@ def _put(model: Any, name: str, module: nn.Module) -> None:
     setattr(owner, leaf, module)
 
 
-def _with_lora(model: Any, adapter: Adapter) -> Any:
+def _with_lora(model: Any, placement: Placement) -> Any:
     import peft
 
     config = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=list(adapter.targets),
+        r=placement.rank,
+        lora_alpha=placement.scale * placement.rank,  # type: ignore[arg-type]  # peft takes any number
+        target_modules=list(placement.linears),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -75,6 +88,55 @@ def _with_lora(model: Any, adapter: Adapter) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
         return peft.get_peft_model(model, config)
+
+
+def _low_rank(layer: Any, part: LowRank, device: torch.device) -> dict[int, Any]:
+    """Fill peft's factors of one layer; the tuned ones by where they start in the flat vector."""
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    tuned = {}
+    for factor, place in ((a, part.a), (b, part.b)):
+        if isinstance(place, slice):
+            tuned[place.start] = factor.weight
+        else:
+            factor.weight = nn.Parameter(tensor(place, device), requires_grad=False)
+    if part.core is not None:
+        fixed = a.weight.detach()
+        a.weight = nn.Parameter(torch.zeros(len(fixed), len(fixed), device=device))
+        parametrize.register_parametrization(a, "weight", _Core(fixed), unsafe=True)
+        tuned[part.core.start] = a.parametrizations.weight.original
+    return tuned
+
+
+class _Core(nn.Module):
+    """A core R [rank, rank] becomes the factor R A."""
+
+    def __init__(self, fixed: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed, persistent=False)
+
+    def forward(self, core: torch.Tensor) -> torch.Tensor:
+        fixed: Any = self.fixed
+        made: torch.Tensor = core @ fixed
+        return made
+
+
+def _gain(norm: Any, device: torch.device) -> Any:
+    """Tune a norm: its gain g becomes g · (1 + tuned)."""
+    fixed = norm.weight.detach()
+    norm.weight = nn.Parameter(torch.zeros_like(fixed))
+    parametrize.register_parametrization(norm, "weight", _Gain(fixed))
+    return norm.parametrizations.weight.original
+
+
+class _Gain(nn.Module):
+    def __init__(self, fixed: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed, persistent=False)
+
+    def forward(self, tuned: torch.Tensor) -> torch.Tensor:
+        fixed: Any = self.fixed
+        made: torch.Tensor = fixed * (1 + tuned)
+        return made
 
 
 def _quiet() -> None:

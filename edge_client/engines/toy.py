@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.adapters import Adapter, parts
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Adapter, Optimizer, Tokens
+from edge_client.engines import IGNORE, Optimizer, Tokens
 from edge_client.engines.sequences import answered, packed
 from wire import spec
 from wire.delta import Layout, Vector
@@ -34,15 +35,24 @@ class ToyBase:
     def linears(self) -> Mapping[str, tuple[int, int]]:
         return {"bigram": (BYTES, BYTES)}
 
+    def norms(self) -> Mapping[str, int]:
+        return {}
+
+    def dequantized(self, name: str) -> Matrix:
+        return np.zeros((BYTES, BYTES), np.float32)
+
 
 class ToyEngine:
     """P(next | byte) = softmax(scale * B A[:, byte]); exact gradients, AdamW or SGD."""
 
-    def __init__(self, adapter: Adapter, layout: Layout) -> None:
+    gradients = True
+
+    def __init__(self, base: ToyBase, adapter: Adapter, layout: Layout) -> None:
         self.layout = layout
-        self._scale = np.float32(adapter.alpha / adapter.rank)
+        placement = adapter.placement(base)
+        self._scale, self._rank = np.float32(placement.scale), placement.rank
+        self._part = placement.linears["bigram"]
         self._vector = np.zeros(layout.size, np.float32)
-        self._rank = adapter.rank
         self.start(Optimizer())
 
     @classmethod
@@ -50,7 +60,7 @@ class ToyEngine:
         cls, base: ToyBase, adapter: Adapter, layout: Layout, max_memory: int | None = None, threads: int | None = None
     ) -> ToyEngine:
         """Needs 5,120 floats and no threads, whatever is allowed."""
-        return cls(adapter, layout)
+        return cls(base, adapter, layout)
 
     @classmethod
     def missing(cls) -> str | None:
@@ -71,6 +81,14 @@ class ToyEngine:
         given, wanted = _pairs(sequences)
         logits = self._hidden(given) @ self._b().T * self._scale
         return float(_nll(logits, wanted).sum(dtype=np.float64)), len(wanted)
+
+    def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
+        found = []
+        for adapter in adapters:
+            self.write(adapter)
+            total, count = self.loss(batch)
+            found.append(total / count)
+        return np.array(found)
 
     def start(self, optimizer: Optimizer) -> None:
         self._optimizer, self._steps = optimizer, 0
@@ -104,15 +122,31 @@ class ToyEngine:
         errors = _softmax(logits)
         errors[np.arange(len(wanted)), wanted] -= 1
         errors *= self._scale / len(wanted)
-        a = np.zeros((BYTES, self._rank), np.float32)
-        np.add.at(a, given, errors @ self._b())
-        return loss, np.concatenate([a.T.reshape(-1), (errors.T @ hidden).reshape(-1)])
+        down = np.zeros((BYTES, self._rank), np.float32)
+        np.add.at(down, given, errors @ self._b())
+        return loss, self._flat(down.T, errors.T @ hidden)
+
+    def _flat(self, to_a: Matrix, to_b: Matrix) -> Vector:
+        """The gradient in the layout's order, from those of the effective factors [rank, 256] and [256, rank]."""
+        gradient = np.zeros_like(self._vector)
+        if self._part.core is not None:
+            assert not isinstance(self._part.a, slice), "a core stands between fixed factors"
+            gradient[self._part.core] = (to_a @ self._part.a.T).reshape(-1)
+        if isinstance(self._part.a, slice):
+            gradient[self._part.a] = to_a.reshape(-1)
+        if isinstance(self._part.b, slice):
+            gradient[self._part.b] = to_b.reshape(-1)
+        return gradient
 
     def _a(self) -> Matrix:
-        return self._vector[: self._rank * BYTES].reshape(self._rank, BYTES)
+        a = parts(self._part.a, self._vector, (self._rank, BYTES))
+        core = parts(self._part.core, self._vector, (self._rank, self._rank))
+        whole: Matrix = a if core is None else core @ a
+        return whole
 
     def _b(self) -> Matrix:
-        return self._vector[self._rank * BYTES :].reshape(BYTES, self._rank)
+        b: Matrix = parts(self._part.b, self._vector, (BYTES, self._rank))
+        return b
 
     def _hidden(self, given: Ids) -> Matrix:
         return np.ascontiguousarray(self._a()[:, given].T)

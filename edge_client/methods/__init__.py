@@ -1,52 +1,92 @@
-"""Tuning methods: frozen rows whose fields are their config, driving an engine from one adapter to a Delta."""
+"""Tuning methods: frozen rows whose fields are their config, driving an engine from one adapter to an update.
+
+What is tuned is an adapter's matter (`edge_client.adapters`); how, a method's: by gradients or by losses alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from edge_client.engines import Adapter, Base, GradEngine, Tokens
-from wire.delta import Delta, Layout, Vector
+import numpy as np
+
+from edge_client.adapters import Adapter
+from edge_client.engines import Tokens
+from wire.delta import Delta, Vector
+from wire.scalars import Directions, Scalars, Trajectory
 
 Progress = Callable[[int, int, float], None]
 """Called after each local step with (steps done, steps in all, loss of the last step in nats)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A task's chance and place: the seed of its batches, the key of its directions, and how much of the run is done."""
+
+    seed: int
+    key: int = 0
+    done: float = 0.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What local training gives: the delta and what it cost. `loss` is the mean training loss of the steps, in nats."""
+    """What local training gives and what it cost. `adapter` is where the update leads; `loss` the mean training loss of
+    the steps, in nats; `forwards` counts passes of one batch through the model, a backward pass as two."""
 
-    delta: Delta
+    update: Delta | Scalars
+    adapter: Vector
     loss: float
     steps: int
     tokens: int
     seconds: float
+    forwards: int
 
 
 class Method(Protocol):
-    """A row of METHODS."""
+    """A row of METHODS. `forward_only`: it needs losses, no gradients."""
 
     id: str
+    forward_only: bool
     local_steps: int
     batch: int
     sequence_length: int
 
-    def adapter(self, base: Base) -> Adapter:
-        """What this method tunes on `base`. Raises SpecError for targets the base does not have."""
+    def tunes(self) -> Adapter:
+        """What it tunes: a row of ADAPTERS."""
 
-    def layout(self, base: Base) -> Layout:
-        """The flat order of the tuned tensors, from the base's layer names and shapes alone."""
-
-    def initial(self, layout: Layout, seed: int) -> Vector:
-        """The adapter of release 0, float32 [layout.size]: the same bits on every machine."""
+    def directions(self) -> Directions | None:
+        """Along which directions it sends scalars; None for a method that sends a Delta."""
 
     def train(
-        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], seed: int, progress: Progress | None = None
+        self, engine: Any, start: Trajectory, train: Sequence[Tokens], draw: Draw, progress: Progress | None = None
     ) -> Trained:
-        """Local steps from `start`; batches are drawn by `seed`. The engine's adapter afterwards is unspecified."""
+        """Local steps from `start.adapter` on an Engine, or a GradEngine unless `forward_only`. The engine's adapter
+        afterwards is unspecified. Raises MachineError for training that diverged."""
 
 
 METHODS: Mapping[str, str] = {
     "lora": "edge_client.methods.lora:Lora",
+    "ferret": "edge_client.methods.ferret:Ferret",
+    "mezo": "edge_client.methods.zeroth_order:Mezo",
+    "kseed": "edge_client.methods.zeroth_order:KSeed",
+    "decomfl": "edge_client.methods.zeroth_order:DeComFL",
+    "hiso": "edge_client.methods.zeroth_order:HiSo",
 }
+
+
+def batches(train: Sequence[Tokens], steps: int, size: int, seed: int) -> Iterator[list[Tokens]]:
+    """`steps` batches of `size`; every sequence once before any comes again."""
+    chance = np.random.Generator(np.random.Philox(key=seed))
+    waiting: list[int] = []
+    for _ in range(steps):
+        while len(waiting) < size:
+            waiting += chance.permutation(len(train)).tolist()
+        yield [train[i] for i in waiting[:size]]
+        del waiting[:size]
+
+
+def check_between(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low} and {high}")

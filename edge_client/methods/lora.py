@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-
-from edge_client.engines import Adapter, Base, GradEngine, Optimizer, Tokens
-from edge_client.methods import Progress, Trained
-from wire.delta import Delta, Layout, Tensor, Vector
-from wire.errors import SpecError
-
-ALL = "all-linear"
+from edge_client.adapters import ADAPTERS, Adapter
+from edge_client.adapters.low_rank import ALL, LoraFactors, check_sizes, check_targets
+from edge_client.engines import GradEngine, Optimizer, Tokens
+from edge_client.methods import Draw, Progress, Trained, batches, check_between
+from wire import spec
+from wire.delta import Delta, Vector
+from wire.scalars import Directions, Trajectory
+from wire.spec import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Lora:
     """Per round: `local_steps` optimizer steps of `batch` sequences of at most `sequence_length` tokens.
 
     `targets` are module names or their last parts ("q_proj"), or "all-linear". Both factors are tuned and averaged.
+    `adapter` tunes another row of ADAPTERS by the same steps: rank, alpha and targets then come from its table.
     """
 
     rank: int = 8
@@ -35,76 +36,58 @@ class Lora:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
     optimizer: Optimizer = Optimizer()
+    adapter: Plain | None = None
     id: ClassVar[str] = "lora"
+    forward_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _between("rank", self.rank, 1, 1024)
-        _between("local_steps", self.local_steps, 1, 1_000_000)
-        _between("batch", self.batch, 1, 4096)
-        _between("sequence_length", self.sequence_length, 2, 1 << 17)
-        _between("warmup_steps", self.warmup_steps, 0, self.local_steps)
-        if self.alpha <= 0 or self.learning_rate <= 0:
-            raise ValueError("alpha and learning_rate must be positive")
-        if (isinstance(self.targets, str) and self.targets != ALL) or not self.targets:
-            raise ValueError(f"targets must be {ALL!r} or a list of module names")
+        check_sizes(self.rank, self.alpha, None)
+        check_targets(self.targets)
+        check_between("local_steps", self.local_steps, 1, 1_000_000)
+        check_between("batch", self.batch, 1, 4096)
+        check_between("sequence_length", self.sequence_length, 2, 1 << 17)
+        check_between("warmup_steps", self.warmup_steps, 0, self.local_steps)
+        if self.learning_rate <= 0:
+            raise ValueError("learning_rate must be positive")
 
-    def adapter(self, base: Base) -> Adapter:
-        modules = tuple(base.linears())
-        if self.targets == ALL:
-            return Adapter(self.rank, self.alpha, modules)
-        for target in self.targets:
-            if not any(_matches(module, target) for module in modules):
-                kinds = sorted({module.rsplit(".", 1)[-1] for module in modules})
-                raise SpecError(f"method.targets: no module {target!r} in this base; it has {', '.join(kinds)}")
-        return Adapter(self.rank, self.alpha, tuple(m for m in modules if any(_matches(m, t) for t in self.targets)))
+    def tunes(self) -> Adapter:
+        if self.adapter is None:
+            return LoraFactors(self.rank, self.alpha, self.targets)
+        row: Adapter = spec.build(ADAPTERS, self.adapter, "method.adapter")
+        return row
 
-    def layout(self, base: Base) -> Layout:
-        shapes = base.linears()
-        return Layout(tuple(t for module in self.adapter(base).targets for t in self._factors(module, *shapes[module])))
-
-    def _factors(self, module: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        stem = f"base_model.model.{module}"
-        return (
-            Tensor(f"{stem}.lora_A.weight", (self.rank, columns), "lora_A"),
-            Tensor(f"{stem}.lora_B.weight", (rows, self.rank), "lora_B"),
-        )
-
-    def initial(self, layout: Layout, seed: int) -> Vector:
-        """A uniform in ±1/sqrt(columns), B zero: the adapter starts as nothing, and the bits are Philox's own."""
-        stream = np.random.Philox(key=seed)
-        adapter = np.zeros(layout.size, np.float32)
-        for tensor, place in layout.slices():
-            if tensor.role == "lora_A":
-                raw = (stream.random_raw(tensor.size) >> np.uint64(40)).astype(np.float32)  # 24 bits: exact in float32
-                adapter[place] = (raw * np.float32(2.0**-23) - np.float32(1)) * np.float32(
-                    1 / math.sqrt(tensor.shape[1])
-                )
-        return adapter
+    def directions(self) -> Directions | None:
+        return None
 
     def train(
-        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], seed: int, progress: Progress | None = None
+        self,
+        engine: GradEngine,
+        start: Trajectory,
+        train: Sequence[Tokens],
+        draw: Draw,
+        progress: Progress | None = None,
     ) -> Trained:
+        began = time.perf_counter()
+        adapter, losses, tokens = self.steps(engine, start.adapter, train, draw.seed, progress)
+        seconds = time.perf_counter() - began
+        delta = Delta(engine.layout, adapter - start.adapter)
+        return Trained(
+            delta, adapter, sum(losses) / len(losses), self.local_steps, tokens, seconds, 3 * self.local_steps
+        )
+
+    def steps(
+        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], seed: int, progress: Progress | None
+    ) -> tuple[Vector, list[float], int]:
+        """The adapter after the local steps, the loss of each, and the tokens read."""
         engine.write(start)
         engine.start(self.optimizer)
-        losses, tokens, began = [], 0, time.perf_counter()
-        for number, batch in enumerate(self._batches(train, seed)):
+        losses, tokens = [], 0
+        for number, batch in enumerate(batches(train, self.local_steps, self.batch, seed)):
             losses.append(engine.step(batch, self._rate(number)))
             tokens += sum(len(sequence.ids) for sequence in batch)
             if progress is not None:
                 progress(number + 1, self.local_steps, losses[-1])
-        seconds = time.perf_counter() - began
-        delta = Delta(engine.layout, engine.read() - start)
-        return Trained(delta, sum(losses) / len(losses), self.local_steps, tokens, seconds)
-
-    def _batches(self, train: Sequence[Tokens], seed: int) -> Iterator[list[Tokens]]:
-        """`local_steps` batches; every sequence once before any comes again."""
-        chance = np.random.Generator(np.random.Philox(key=seed))
-        waiting: list[int] = []
-        for _ in range(self.local_steps):
-            while len(waiting) < self.batch:
-                waiting += chance.permutation(len(train)).tolist()
-            yield [train[i] for i in waiting[: self.batch]]
-            del waiting[: self.batch]
+        return engine.read(), losses, tokens
 
     def _rate(self, number: int) -> float:
         """The learning rate of local step `number`, counted from 0."""
@@ -113,12 +96,3 @@ class Lora:
         done = (number - self.warmup_steps) / max(1, self.local_steps - self.warmup_steps)
         factors = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
         return self.learning_rate * factors[self.schedule]
-
-
-def _between(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie between {low} and {high}")
-
-
-def _matches(module: str, target: str) -> bool:
-    return module == target or module.endswith("." + target)

@@ -17,10 +17,13 @@ from wire import run_spec
 from wire.codecs.compositions import COMPOSITIONS
 from wire.errors import MissingExtra, UserError
 from wire.run_spec import RunSpec
+from wire.spec import Plain
 
 EXAMPLES = """\
 examples:
   edgetune demo
+  edgetune demo --method zo --engine onnx
+  edgetune demo --method mixed
   edgetune demo --data reuters --clients 4 --rounds 2
   edgetune demo --data notes.jsonl --codec int4 --out mine
 
@@ -28,6 +31,8 @@ It writes report.json, loss.png and the tuned adapter to the --out folder, and b
 """
 FEDERATED = "federated"
 MARK = ".edgetune-demo"
+MIXED_FORWARDS = 3
+"""Zeroth-order steps that a mixed demo's onnx client takes for one first-order step of a torch client."""
 CLIENT_MEMORY = "1300M"
 """What each client may use: three of them, a coordinator and this process stay well below 6 GB."""
 
@@ -36,9 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     whats = f"{', '.join(SOURCES)}, or a file of JSON lines; default: %(default)s"
     parser.add_argument("--data", default="shakespeare", metavar="TEXT", help=whats)
-    parser.add_argument("--clients", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="default: %(default)s")
-    parser.add_argument("--local-steps", type=int, default=8, metavar="N", help="a round; default: %(default)s")
+    parser.add_argument(
+        "--method", choices=sorted(MODES), default="lora",
+        help="lora: by gradients; zo: by losses alone; mixed: half the clients by each; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--engine", choices=["auto", "onnx", "torch"], default="auto", help="default: %(default)s")
+    parser.add_argument("--clients", type=int, metavar="N", help="default: 3, of a mixed demo 4")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 4, of a mixed demo 3")
+    parser.add_argument("--local-steps", type=int, metavar="N", help="a round; default: by the method")
     parser.add_argument("--codec", default="top_k_int4", choices=sorted(COMPOSITIONS), help="default: %(default)s")
     parser.add_argument("--model", default="smollm2-135m", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="default: %(default)s")
@@ -51,17 +61,23 @@ def run(args: argparse.Namespace) -> int:
 
     from edgetune.demo.report import lines, table
 
-    _check_installed()
+    mode = MODES[args.method]
+    for name in ("clients", "rounds", "local_steps"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(mode, name))
+    if args.engine == "onnx" and args.method == "lora":
+        raise UserError("--engine onnx computes no gradients: choose --method zo or mixed with it")
+    _check_installed(args.engine)
     console = Console(stderr=True)
     if not 1 <= args.clients <= 64:
         raise UserError("--clients must lie between 1 and 64")
     spec = _spec(args)
     names = _prepare(args)
-    _base(args.model, console)
+    _base(args.model, mode.format, console)
     started = time.monotonic()
     with Processes(args.out) as processes:
         address = processes.coordinator()
-        measured = _federate(spec, names, address, processes, args.out, console)
+        measured = _federate(spec, names, address, processes, args, console)
         console.print("measuring every model on the text of all clients", highlight=False)
         report = _compare(spec, names, address, args, measured, started, processes)
     report.write(args.out)
@@ -74,29 +90,65 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_installed() -> None:
+def _check_installed(engine: str) -> None:
     """Before anything starts: the demo needs a client, a coordinator and pictures."""
-    for name in ("torch", "transformers", "peft", "psutil", "gguf", "matplotlib"):
+    tuning = ("onnxruntime",) if engine == "onnx" else ("torch", "transformers", "peft")
+    for name in (*tuning, "psutil", "gguf", "matplotlib"):
         if importlib.util.find_spec(name) is None:
-            raise MissingExtra(name, "demo")
+            raise MissingExtra(name, "onnx" if name == "onnxruntime" else "demo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What --method stands for. `alone`: every client also tunes alone, to compare with."""
+
+    method: Plain
+    forward_method: Plain | None
+    format: str
+    rounds: int
+    local_steps: int
+    clients: int
+    alone: bool
+
+
+CORE: Plain = {"id": "lora_sb", "rank": 8, "layers": 6}
+"""Few parameters, in the upper layers: where losses alone find their way."""
+LORA: Plain = {"id": "lora", "rank": 8, "alpha": 16.0, "batch": 4, "sequence_length": 128, "learning_rate": 1e-3}
+ZO: Plain = {"id": "mezo", "adapter": CORE, "batch": 4, "sequence_length": 64, "learning_rate": 1e-2, "epsilon": 5e-3}
+MODES = {
+    "lora": Mode(LORA, None, "nf4", 4, 8, 3, alone=True),
+    "zo": Mode(ZO, None, "int4-onnx", 4, 40, 3, alone=False),
+    "mixed": Mode(
+        {"id": "lora", "adapter": CORE, "batch": 4, "sequence_length": 64, "learning_rate": 1e-2},
+        ZO, "int4-onnx", 3, 8, 4, alone=False,
+    ),
+}  # fmt: skip
 
 
 def _spec(args: argparse.Namespace) -> RunSpec:
+    mode = MODES[args.method]
+    forward = mode.forward_method and mode.forward_method | {"local_steps": MIXED_FORWARDS * args.local_steps}
     return run_spec.parse(
         {
             "name": FEDERATED,
-            "base": {"model": args.model, "format": "nf4"},
+            "base": {"model": args.model, "format": mode.format},
             "rounds": args.rounds,
             "cohort": {"goal": args.clients, "minimum": args.clients},
-            "method": {
-                "id": "lora", "rank": 8, "alpha": 16.0, "local_steps": args.local_steps, "batch": 4,
-                "sequence_length": 128, "learning_rate": 1e-3,
-            },
+            "method": mode.method | {"local_steps": args.local_steps},
             "codec": args.codec,
+            "aggregator": {"id": "mean", "weight_by": "variance" if forward else "examples"},
             "evaluation": {"fraction": 0.1, "max_sequences": 8},
             "seed": args.seed,
         }
-    )  # fmt: skip
+        | ({"forward_method": forward} if forward else {})
+    )
+
+
+def _engines(args: argparse.Namespace) -> list[str]:
+    """Each client's --engine: in a mixed demo the second half cannot compute gradients."""
+    if args.method != "mixed":
+        return [args.engine] * args.clients
+    return ["torch"] * (args.clients // 2) + ["onnx"] * (args.clients - args.clients // 2)
 
 
 def _prepare(args: argparse.Namespace) -> list[str]:
@@ -113,11 +165,11 @@ def _prepare(args: argparse.Namespace) -> list[str]:
     return list(dealt)
 
 
-def _base(model: str, console: Any) -> None:
+def _base(model: str, base_format: str, console: Any) -> None:
     import quantize
 
     with console.status(f"preparing {model} (downloaded and quantized once, then kept)"):
-        quantize.cached_base(model, "nf4")
+        quantize.cached_base(model, base_format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +180,9 @@ class Measured:
     seconds: float
 
 
-def _federate(spec: RunSpec, names: list[str], address: str, processes: Processes, out: Path, console: Any) -> Measured:
+def _federate(
+    spec: RunSpec, names: list[str], address: str, processes: Processes, args: argparse.Namespace, console: Any
+) -> Measured:
     """Start the runs and the clients, and look on until all have ended."""
     from edge_client.transport import Connection
     from edgetune import runs
@@ -138,17 +192,20 @@ def _federate(spec: RunSpec, names: list[str], address: str, processes: Processe
             spec, name=f"alone-{i}", cohort=run_spec.Cohort(goal=1), codec=run_spec.parse_codec("float32")
         )
         for i in range(len(names))
+        if MODES[args.method].alone
     ]
     with Connection(address) as connection:
         for each in (spec, *alone):
             runs.create(connection, each)
     started = time.monotonic()
     more = ["--threads", "1", "--max-memory", CLIENT_MEMORY]
-    for i, name in enumerate(names):
-        processes.client(name, address, [FEDERATED, f"alone-{i}"], out / "data" / f"{name}.jsonl", more)
+    for i, (name, engine) in enumerate(zip(names, _engines(args), strict=True)):
+        wanted = [FEDERATED, *(run.name for run in alone[i : i + 1])]
+        data = args.out / "data" / f"{name}.jsonl"
+        processes.client(name, address, wanted, data, [*more, "--engine", engine])
     submitted: list[Event] = []
     ended = started
-    with _screen(spec, names, console) as show:
+    with _screen(spec, names, args, console) as show:
         for event in processes.until_ended(names):
             show(event)
             if event["event"] == "submitted" and event["run"] == FEDERATED:
@@ -157,11 +214,13 @@ def _federate(spec: RunSpec, names: list[str], address: str, processes: Processe
     return Measured(submitted, ended - started)
 
 
-def _screen(spec: RunSpec, names: list[str], console: Any) -> Any:
+def _screen(spec: RunSpec, names: list[str], args: argparse.Namespace, console: Any) -> Any:
     from edgetune.demo.screen import Screen
 
-    steps = spec.rounds * spec.method["local_steps"]
-    return Screen(names, 2 * steps, FEDERATED, console)
+    steps = spec.rounds * args.local_steps
+    more = {name: MIXED_FORWARDS for name, engine in zip(names, _engines(args), strict=True) if engine == "onnx"}
+    each = [steps * (2 if MODES[args.method].alone else more.get(name, 1)) for name in names]
+    return Screen(names, each, FEDERATED, console)
 
 
 def _compare(
@@ -175,18 +234,16 @@ def _compare(
 ) -> Any:
     """Every adapter on the held-out text of all clients together, by one engine."""
     from edge_client import bases, data, export
-    from edge_client.engines.torch_engine import TorchEngine
-    from edge_client.methods.lora import Lora
+    from edge_client.releases import Releases
+    from edge_client.session import engine_class, methods
     from edge_client.transport import Connection
     from edgetune.demo.report import Report
-    from quantize import QuantizedBase
-    from wire import spec as plain_spec
 
     base = bases.find(spec.base)
-    method: Lora = plain_spec.build({"lora": "edge_client.methods.lora:Lora"}, spec.method, "method")
-    layout = method.layout(base)
-    assert isinstance(base, QuantizedBase), "the demo tunes a language model"
-    engine = TorchEngine.load(base, method.adapter(base), layout, threads=2)
+    method = methods(spec)[0]
+    row = method.tunes()
+    layout = row.layout(base)
+    engine = engine_class("auto", spec).load(base, row, layout, threads=2)
     held_out = []
     for name in names:
         _, kept = data.split(data.read(args.out / "data" / f"{name}.jsonl"), spec.evaluation.fraction, spec.seed)
@@ -197,12 +254,17 @@ def _compare(
         total, tokens = engine.loss(held_out)
         return total / tokens
 
+    alone_names = [f"alone-{i}" for i in range(len(names))] if MODES[args.method].alone else []
     with Connection(address) as connection:
         status = connection.status(FEDERATED)
-        federated = connection.release(FEDERATED, layout.size)[1]
-        alone = [connection.release(f"alone-{i}", layout.size)[1] for i in range(len(names))]
-    losses = [loss(adapter) for adapter in (method.initial(layout, spec.seed), *alone, federated)]
-    export.to_peft(base, method.adapter(base), layout, federated, args.out / "adapter")
+        initial = row.initial(layout, spec.seed)
+        described = {name: connection.describe(name)[0] for name in (*alone_names, FEDERATED)}
+        held = {name: Releases().fetch(connection, run, layout, initial) for name, run in described.items()}
+    adapters = {name: found.trajectory.adapter for name, found in held.items()}
+    losses = [loss(adapter) for adapter in (initial, *adapters.values())]
+    placement = row.placement(base)
+    write = export.to_merged if placement.gains else export.to_peft
+    write(base, placement, layout, adapters[FEDERATED], args.out / "adapter")
     trained = [event for event in measured.submitted if event["kind"] == "train"]
     return Report(
         clients=names,
@@ -210,7 +272,7 @@ def _compare(
         local_losses=losses[1:-1],
         federated_loss=losses[-1],
         rounds=spec.rounds,
-        local_steps=spec.method["local_steps"],
+        local_steps=args.local_steps,
         bytes_up_per_client_round=sum(e["bytes_up"] for e in trained) / len(trained),
         bytes_down_per_client_round=sum(e["bytes_down"] for e in trained) / len(trained),
         float32_bytes=4 * layout.size,
@@ -222,6 +284,7 @@ def _compare(
         held_out_by_release=[release.held_out_loss for release in status.releases],
         held_out_tokens=sum(sequence.targets for sequence in held_out),
         codec=args.codec,
+        method=args.method,
         model=args.model,
         seed=args.seed,
     )

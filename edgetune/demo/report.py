@@ -12,7 +12,8 @@ from typing import Any
 class Report:
     """Losses in nats a token on the held-out text of all clients together; bytes a client and round; whole seconds.
 
-    `local_losses` are of `clients` in their order, each after as many local steps alone as the federation's clients took.
+    `local_losses` are of `clients` in their order, each after as many local steps alone as the federation's clients took;
+    empty where nobody tuned alone.
     `held_out_by_release` is what the coordinator put together from the clients' own measurements, release by release.
     """
 
@@ -33,6 +34,7 @@ class Report:
     held_out_by_release: list[float | None]
     held_out_tokens: int
     codec: str
+    method: str
     model: str
     seed: int
 
@@ -60,7 +62,7 @@ def table(report: Report) -> Any:
     for column in shown.columns[1:]:
         column.justify = "right"
     rows = [("base", report.base_loss)]
-    rows += [(f"{name} alone", loss) for name, loss in zip(report.clients, report.local_losses, strict=True)]
+    rows += [(f"{name} alone", loss) for name, loss in zip(report.clients, report.local_losses, strict=False)]
     rows += [("federated", report.federated_loss)]
     for name, loss in rows:
         gain = "" if name == "base" else f"{report.base_loss - loss:.4f}"
@@ -72,7 +74,7 @@ def table(report: Report) -> Any:
 def lines(report: Report) -> list[str]:
     """What the table does not say."""
     return [
-        f"{report.rounds} rounds of {report.local_steps} local steps; {report.codec}",
+        f"{report.rounds} rounds of {report.local_steps} local steps; {report.method}; deltas as {report.codec}",
         f"up: {report.bytes_up_per_client_round:,.0f} bytes a client and round, {report.ratio:.1f} times smaller than"
         f" float32 ({report.float32_bytes:,}); down: {report.bytes_down_per_client_round:,.0f}",
         f"{report.seconds:.0f} s in all, {report.peak_rss_mb:,} MB at most in all processes together",
@@ -100,7 +102,7 @@ def _picture(report: Report, path: Path) -> None:
         label="federated, by the clients",
     )
     axes.axhline(report.base_loss, color="#444444", ls="--", lw=1, label="base")
-    for i, (name, loss) in enumerate(zip(report.clients, report.local_losses, strict=True)):
+    for i, (name, loss) in enumerate(zip(report.clients, report.local_losses, strict=False)):
         axes.axhline(loss, color=f"C{i}", ls=":", lw=1.5, label=f"{_short(name)} alone")
     axes.set(
         xlabel="release", ylabel="held-out loss (nats a token)", title=f"{report.model}: {len(report.clients)} clients"

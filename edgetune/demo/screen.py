@@ -11,12 +11,12 @@ from edgetune.demo.federation import Event
 
 
 class Screen:
-    """`steps`: local steps of a client in both its runs."""
+    """`steps`: local steps of each client in all its runs."""
 
-    def __init__(self, names: list[str], steps: int, federated: str, console: Console) -> None:
+    def __init__(self, names: list[str], steps: list[int], federated: str, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._bars = {name: self._progress.add_task(name, total=steps) for name in names}
+        self._bars = {name: self._progress.add_task(name, total=of) for name, of in zip(names, steps, strict=True)}
         self._console, self._federated = console, federated
 
     def __enter__(self) -> Screen:

@@ -81,25 +81,29 @@ class Release(_message.Message):
     def __init__(self, manifest_json: _Optional[str] = ...) -> None: ...
 
 class FetchReleaseRequest(_message.Message):
-    __slots__ = ("run", "version", "latest")
+    __slots__ = ("run", "version", "latest", "steps_after")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LATEST_FIELD_NUMBER: _ClassVar[int]
+    STEPS_AFTER_FIELD_NUMBER: _ClassVar[int]
     run: str
     version: int
     latest: bool
-    def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ..., latest: _Optional[bool] = ...) -> None: ...
+    steps_after: int
+    def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ..., latest: _Optional[bool] = ..., steps_after: _Optional[int] = ...) -> None: ...
 
 class ReleaseChunk(_message.Message):
-    __slots__ = ("release", "data")
+    __slots__ = ("release", "step_bytes", "data")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    STEP_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     release: Release
+    step_bytes: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., step_bytes: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Metrics(_message.Message):
-    __slots__ = ("loss_before", "loss_after", "held_out_tokens", "train_loss", "train_tokens", "steps", "train_seconds", "peak_rss_bytes", "bytes_up", "bytes_down")
+    __slots__ = ("loss_before", "loss_after", "held_out_tokens", "train_loss", "train_tokens", "steps", "train_seconds", "peak_rss_bytes", "bytes_up", "bytes_down", "forwards")
     LOSS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     LOSS_AFTER_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +114,7 @@ class Metrics(_message.Message):
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    FORWARDS_FIELD_NUMBER: _ClassVar[int]
     loss_before: float
     loss_after: float
     held_out_tokens: int
@@ -120,7 +125,8 @@ class Metrics(_message.Message):
     peak_rss_bytes: int
     bytes_up: int
     bytes_down: int
-    def __init__(self, loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ..., held_out_tokens: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., train_seconds: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ...) -> None: ...
+    forwards: int
+    def __init__(self, loss_before: _Optional[float] = ..., loss_after: _Optional[float] = ..., held_out_tokens: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., train_seconds: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., forwards: _Optional[int] = ...) -> None: ...
 
 class Contribution(_message.Message):
     __slots__ = ("device", "run", "round", "attempt", "digest", "size", "weight", "base_digest", "release_digest", "metrics")

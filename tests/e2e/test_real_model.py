@@ -156,4 +156,4 @@ def test_the_built_in_models_weights_are_those_of_its_gguf_file(base: QuantizedB
 
 def test_digits_are_split_as_the_model_was_trained(base: QuantizedBase) -> None:
     text = Text(base.folder)
-    assert [text.tokenizer.decode([i]) for i in text.ids("2026")] == ["2", "0", "2", "6"]
+    assert [text.decoded([i]) for i in text.ids("2026")] == ["2", "0", "2", "6"]

@@ -34,7 +34,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, QuantizedBase]:
 
 
 def engine(base: QuantizedBase, limit: int | None = None) -> TorchEngine:
-    return TorchEngine.load(base, METHOD.adapter(base), METHOD.layout(base), limit)
+    return TorchEngine.load(base, METHOD.tunes(), METHOD.tunes().layout(base), limit)
 
 
 def batch(lengths: tuple[int, ...] = (32, 17, 32, 9)) -> list[Tokens]:
@@ -73,7 +73,7 @@ def backward(engine: TorchEngine, sequences: list[Tokens]) -> dict[str, torch.Te
 def test_after_evaluating_every_lora_b_still_has_a_gradient(bases: dict[str, Any], base_format: str) -> None:
     """bitsandbytes repacks evaluated NF4 weights on CPUs with avx512_bf16, and the repacked path has no gradient."""
     tuned = engine(bases[base_format])
-    tuned.write(METHOD.initial(tuned.layout, 0))
+    tuned.write(METHOD.tunes().initial(tuned.layout, 0))
     tuned.loss(batch())
     found = backward(tuned, batch())
     factors = [name for name in found if ".lora_B." in name]
@@ -107,7 +107,7 @@ def test_a_loss_is_what_transformers_and_peft_compute_from_the_dequantized_weigh
     adapter = away_from_zero(tuned)
     tuned.write(adapter)
     total, count = tuned.loss(batch())
-    export.to_peft(base, METHOD.adapter(base), tuned.layout, adapter, tmp_path / "out")
+    export.to_peft(base, METHOD.tunes().placement(base), tuned.layout, adapter, tmp_path / "out")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "base")
     model = peft.PeftModel.from_pretrained(model, str(tmp_path / "out"))
     theirs = 0.0
@@ -131,7 +131,7 @@ def test_a_merged_export_is_the_same_function(bases: dict[str, Any], tmp_path: P
     tuned.write(adapter)
     sequence = batch((32,))[0]
     total, count = tuned.loss([sequence])
-    export.to_merged(base, METHOD.adapter(base), tuned.layout, adapter, tmp_path / "out")
+    export.to_merged(base, METHOD.tunes().placement(base), tuned.layout, adapter, tmp_path / "out")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids, labels = torch.from_numpy(sequence.ids).long()[None], torch.from_numpy(sequence.labels).long()[None]
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_micro_batches_and_checkpoints_give_the_gradient_of_the_whole_batch(base
 def test_steps_make_the_loss_smaller_and_repeat_bit_for_bit(bases: dict[str, Any]) -> None:
     def trained() -> tuple[float, float, Vector]:
         tuned = engine(bases["nf4"])
-        tuned.write(METHOD.initial(tuned.layout, 0))
+        tuned.write(METHOD.tunes().initial(tuned.layout, 0))
         before = tuned.loss(batch())[0]
         tuned.start(Optimizer())
         for _ in range(6):
@@ -225,16 +225,16 @@ def test_of_a_dialogue_only_the_answers_are_learned(bases: dict[str, Any]) -> No
     said = (Message("user", "Hi"), Message("assistant", "Yes."), Message("user", "So?"), Message("assistant", "No."))
     (tokens,) = tuned.tokenize([Example(messages=said)], 512)
     learned = [int(i) for i, label in zip(tokens.ids, tokens.labels, strict=True) if label != IGNORE]
-    assert tuned._text.tokenizer.decode(learned) == "Yes.<|end|>No.<|end|>"
+    assert tuned._text._tokenizer.decode(learned, skip_special_tokens=False) == "Yes.<|end|>No.<|end|>"
 
 
 def test_plain_texts_are_packed_without_losing_a_token(bases: dict[str, Any]) -> None:
     tuned = engine(bases["nf4"])
     sequences = tuned.tokenize([Example(text="a" * 40), Example(text="b" * 40)], 32)
     assert [len(s.ids) for s in sequences] == [32, 32, 18]
-    assert tuned._text.tokenizer.decode(np.concatenate([s.ids for s in sequences]).tolist()) == (
-        "a" * 40 + "<|end|>" + "b" * 40 + "<|end|>"
-    )
+    assert tuned._text._tokenizer.decode(
+        np.concatenate([s.ids for s in sequences]).tolist(), skip_special_tokens=False
+    ) == ("a" * 40 + "<|end|>" + "b" * 40 + "<|end|>")
 
 
 def test_an_answer_is_the_same_for_the_same_seed(bases: dict[str, Any]) -> None:

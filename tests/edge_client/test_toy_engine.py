@@ -14,12 +14,12 @@ ONE = [Tokens(np.array([3, 4, 4, 9], np.int32), np.array([3, IGNORE, 4, 9], np.i
 
 def engine() -> ToyEngine:
     base = ToyBase()
-    return ToyEngine.load(base, METHOD.adapter(base), METHOD.layout(base))
+    return ToyEngine.load(base, METHOD.tunes(), METHOD.tunes().layout(base))
 
 
 def test_without_an_adapter_every_byte_is_equally_likely() -> None:
     toy = engine()
-    toy.write(METHOD.initial(toy.layout, 0))
+    toy.write(METHOD.tunes().initial(toy.layout, 0))
     total, count = toy.loss(ONE)
     assert count == 2
     assert total == pytest.approx(2 * np.log(256))
@@ -46,7 +46,7 @@ def test_steps_are_those_of_torch(kind: str) -> None:
     import torch
 
     toy = engine()
-    toy.write(METHOD.initial(toy.layout, 3))
+    toy.write(METHOD.tunes().initial(toy.layout, 3))
     weights = torch.nn.Parameter(torch.from_numpy(toy.read()))
     adamw = torch.optim.AdamW([weights], lr=0.05, weight_decay=0.01)
     theirs = adamw if kind == "adamw" else torch.optim.SGD([weights], lr=0.05)

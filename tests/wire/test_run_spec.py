@@ -40,6 +40,7 @@ def test_a_spec_survives_its_plain_form_and_its_digest_tells_every_change() -> N
 
 def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
     named = run_spec.parse(LEAST | {"codec": "int4"})
+    assert named.codec is not None
     assert named.codec[0] == {
         "id": "error_feedback",
         "inner": [{"id": "blockwise", "bits": 4, "block": 64}],

@@ -1,0 +1,183 @@
+"""Low-rank adapters: `lora` tunes the factors (arXiv 2106.09685), or B alone over a fixed A (FFA-LoRA, arXiv 2403.12313);
+`lora_sb` tunes an r x r core between fixed factors (Fed-SB, arXiv 2502.15436; factors from the weight, arXiv 2405.17604)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from edge_client.adapters import Base, LowRank, Placement
+from wire.delta import Layout, Role, Tensor, Vector
+from wire.errors import SpecError
+
+ALL = "all-linear"
+PREFIX = "base_model.model."
+"""What peft puts before a module's name."""
+OVERSAMPLED = 8
+POWER_ITERATIONS = 3
+
+
+def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> dict[str, tuple[int, int]]:
+    """The linear modules named by `targets` ("q_proj", whole names or "all-linear") in the last `layers` layers.
+
+    Raises SpecError for a name that no module has.
+    """
+    modules = _last(base.linears(), layers)
+    if targets == ALL:
+        return modules
+    for target in targets:
+        if not any(_matches(module, target) for module in modules):
+            kinds = sorted({module.rsplit(".", 1)[-1] for module in modules})
+            raise SpecError(f"targets: no module {target!r} in this base; it has {', '.join(kinds)}")
+    return {m: shape for m, shape in modules.items() if any(_matches(m, target) for target in targets)}
+
+
+def layer_number(module: str) -> int | None:
+    """The layer a module lies in, None outside of layers.
+
+    >>> layer_number("model.layers.12.mlp.up_proj")
+    12
+    """
+    numbers = [int(part) for part in module.split(".") if part.isdigit()]
+    return numbers[0] if numbers else None
+
+
+def _last(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:
+    if layers is None:
+        return dict(modules)
+    first = 1 + max((layer_number(m) or 0 for m in modules), default=0) - layers
+    return {m: shape for m, shape in modules.items() if (layer_number(m) or 0) >= first}
+
+
+def _matches(module: str, target: str) -> bool:
+    return module == target or module.endswith("." + target)
+
+
+def check_targets(targets: tuple[str, ...] | str) -> None:
+    """Raises ValueError for anything but names or "all-linear"."""
+    if (isinstance(targets, str) and targets != ALL) or not targets:
+        raise ValueError(f"targets must be {ALL!r} or a list of module names")
+
+
+def check_sizes(rank: int, alpha: float, layers: int | None) -> None:
+    if not 1 <= rank <= 1024:
+        raise ValueError("rank must lie between 1 and 1024")
+    if alpha <= 0:
+        raise ValueError("alpha must be positive")
+    if layers is not None and layers < 1:
+        raise ValueError("layers must be at least 1")
+
+
+def uniform(stream: np.random.Philox, rank: int, columns: int) -> Vector:
+    """A [rank, columns] uniform in ±1/sqrt(columns), from Philox's own bits: the same on every machine."""
+    raw = (stream.random_raw(rank * columns) >> np.uint64(40)).astype(np.float32)  # 24 bits: exact in float32
+    drawn: Vector = (raw * np.float32(2.0**-23) - np.float32(1)) * np.float32(1 / math.sqrt(columns))
+    return drawn.reshape(rank, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraFactors:
+    """Factors A [rank, in] and B [out, rank]; y += alpha / rank · B A x. With `tuned` "B", A is fixed by `seed`.
+
+    `targets` are module names or their last parts ("q_proj"), or "all-linear"; `layers` keeps to the last ones.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] | str = ALL
+    layers: int | None = None
+    tuned: Literal["A and B", "B"] = "A and B"
+    seed: int = 0
+    id: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.rank, self.alpha, self.layers)
+        check_targets(self.targets)
+
+    def layout(self, base: Base) -> Layout:
+        shapes = targeted(base, self.targets, self.layers)
+        return Layout(tuple(t for module, shape in shapes.items() for t in self._tensors(module, *shape)))
+
+    def _tensors(self, module: str, rows: int, columns: int) -> tuple[Tensor, ...]:
+        a = Tensor(f"{PREFIX}{module}.lora_A.weight", (self.rank, columns), "lora_A")
+        b = Tensor(f"{PREFIX}{module}.lora_B.weight", (rows, self.rank), "lora_B")
+        return (a, b) if self.tuned == "A and B" else (b,)
+
+    def initial(self, layout: Layout, seed: int) -> Vector:
+        """A uniform in ±1/sqrt(columns), B zero: the adapter starts as nothing, and the bits are Philox's own."""
+        stream = np.random.Philox(key=seed)
+        adapter = np.zeros(layout.size, np.float32)
+        for tensor, place in layout.slices():
+            if tensor.role == "lora_A":
+                adapter[place] = uniform(stream, *tensor.shape).reshape(-1)
+        return adapter
+
+    def placement(self, base: Base) -> Placement:
+        places = {tensor.name: place for tensor, place in self.layout(base).slices()}
+        stream = np.random.Philox(key=self.seed)
+        linears = {}
+        for module, (_, columns) in targeted(base, self.targets, self.layers).items():
+            a = places.get(f"{PREFIX}{module}.lora_A.weight")
+            b = places[f"{PREFIX}{module}.lora_B.weight"]
+            linears[module] = LowRank(a if a is not None else uniform(stream, self.rank, columns), b)
+        return Placement(self.rank, self.alpha / self.rank, linears, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraCore:
+    """A core R [rank, rank] between fixed factors of each weight's leading singular directions: y += alpha / rank · B R A x.
+
+    With rank 8 on all linear layers of SmolLM2-135M that is 13,440 numbers: few enough for zeroth order to find its way.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    targets: tuple[str, ...] | str = ALL
+    layers: int | None = None
+    id: ClassVar[str] = "lora_sb"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.rank, self.alpha, self.layers)
+        check_targets(self.targets)
+
+    def layout(self, base: Base) -> Layout:
+        modules = targeted(base, self.targets, self.layers)
+        role: Role = "core"
+        return Layout(tuple(Tensor(f"{PREFIX}{m}.lora_core.weight", (self.rank, self.rank), role) for m in modules))
+
+    def initial(self, layout: Layout, seed: int) -> Vector:
+        return np.zeros(layout.size, np.float32)
+
+    def placement(self, base: Base) -> Placement:
+        linears = {}
+        for tensor, place in self.layout(base).slices():
+            module = tensor.name.removeprefix(PREFIX).removesuffix(".lora_core.weight")
+            a, b = leading(base.dequantized(f"{module}.weight"), self.rank)
+            linears[module] = LowRank(a, b, place)
+        return Placement(self.rank, self.alpha / self.rank, linears, {})
+
+
+def leading(weight: Vector, rank: int) -> tuple[Vector, Vector]:
+    """A [rank, in] and B [out, rank]: the leading singular directions of `weight` [out, in], each times sqrt(value).
+
+    By randomized subspace iteration (arXiv 0909.4061) from fixed bits. Each pair's sign is set by its largest entry, so
+    that machines whose linear algebra differs in the last bits agree in all the others.
+    """
+    width = min(rank + OVERSAMPLED, *weight.shape)
+    basis = uniform(np.random.Philox(key=0), width, weight.shape[1]).T
+    for _ in range(POWER_ITERATIONS):
+        left, _ = np.linalg.qr(weight @ basis)
+        basis, _ = np.linalg.qr(weight.T @ left)
+    left, values, right = np.linalg.svd(weight @ basis, full_matrices=False)
+    rows = right @ basis.T
+    keep = min(rank, width)
+    a, b = np.zeros((rank, weight.shape[1]), np.float32), np.zeros((weight.shape[0], rank), np.float32)
+    root = np.sqrt(values[:keep])
+    signs = np.sign(rows[np.arange(keep), np.abs(rows[:keep]).argmax(axis=1)])
+    a[:keep] = rows[:keep] * (signs * root)[:, None]
+    b[:, :keep] = left[:, :keep] * (signs * root)
+    return a, b
