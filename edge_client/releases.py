@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 
 from edge_client.transport import Connection, Fetched
-from wire import scalars, spec
+from wire import prng, scalars, spec
 from wire.delta import Layout, Vector
 from wire.errors import PayloadError, Reason
 from wire.messages import ReleaseManifest
+from wire.prng import Combine
 from wire.run_spec import RunSpec
 from wire.scalars import Directions, Step, Trajectory
 
@@ -28,8 +29,9 @@ class Held:
 class Releases:
     """What a client holds of each run. A device that missed rounds fetches the shorter of their steps and the adapter."""
 
-    def __init__(self) -> None:
+    def __init__(self, combine: Combine = prng.combine) -> None:
         self._held: dict[str, Held] = {}
+        self._combine = combine
 
     def fetch(
         self, connection: Connection, run: RunSpec, layout: Layout, initial: Vector, version: int | None = None
@@ -48,7 +50,7 @@ class Releases:
         if fetched.release.version == 0:
             _same(fetched.release.digest, held.release.digest, "release 0 is not the one this run's rules give")
             return held
-        self._held[run.digest] = _advanced(held, fetched, run.directions, layout)
+        self._held[run.digest] = _advanced(held, fetched, run.directions, layout, self._combine)
         return self._held[run.digest]
 
 
@@ -67,7 +69,7 @@ def _first(run: RunSpec, layout: Layout, initial: Vector) -> Held:
     return Held(release, Trajectory.start(run.directions, initial), release.digest, 0)
 
 
-def _advanced(held: Held, fetched: Fetched, directions: Directions, layout: Layout) -> Held:
+def _advanced(held: Held, fetched: Fetched, directions: Directions, layout: Layout, combine: Combine) -> Held:
     release, size = fetched.release, len(fetched.data)
     if not fetched.sizes and release.version != held.release.version:
         return Held(release, _snapshot(held, fetched, layout), release.trail or "", size)
@@ -75,7 +77,7 @@ def _advanced(held: Held, fetched: Fetched, directions: Directions, layout: Layo
     for length in fetched.sizes:
         data = fetched.data[at : at + length]
         at += length
-        state, trail = state.after(Step.parse(data, directions)), scalars.trail(trail, spec.bytes_digest(data))
+        state, trail = state.after(Step.parse(data, directions), combine), scalars.trail(trail, spec.bytes_digest(data))
     if directions.drawn == "pool":
         _same(spec.bytes_digest(fetched.data), release.step, "the pool is not the one its release names")
         trail = release.trail or ""

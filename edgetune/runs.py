@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import functools
+import importlib.util
 import json
 import time
 from collections.abc import Iterable
@@ -16,9 +18,10 @@ from edge_client.adapters import Adapter, Base
 from edge_client.releases import Releases
 from edge_client.session import methods
 from edge_client.transport import Connection
-from wire import run_spec, spec
-from wire.errors import SpecError, UserError
+from wire import prng, run_spec, spec
+from wire.errors import MissingExtra, SpecError, UserError
 from wire.messages import RunStatus
+from wire.prng import Combine
 from wire.run_spec import RunSpec
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
@@ -28,6 +31,7 @@ examples:
   edgetune run list
   edgetune run watch speeches
   edgetune run verify speeches --store /srv/edgetune
+  edgetune run replay speeches --backend numba
   edgetune run export speeches --to peft ./speeches-adapter
 
 a spec to start from:
@@ -60,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--store", type=Path, metavar="DIR", help="the coordinator's store (default: the default store)"
     )
+    replay = _action(commands, "replay", "build a scalar run's adapter from its history; its SHA-256")
+    replay.add_argument("run", metavar="RUN")
+    replay.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    replay.add_argument(
+        "--backend", choices=["numpy", "numba", "torch", "cuda", "mps"], default="numpy", help="default: %(default)s"
+    )
     export = _action(commands, "export", "write a run's adapter or merged model to a folder")
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", type=Path, metavar="DIR")
@@ -87,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         "watch": _watch,
         "verify": _verify,
         "export": _export,
+        "replay": _replay,
     }
     return actions[args.action](args)
 
@@ -266,3 +277,34 @@ def _export(args: argparse.Namespace) -> int:
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
     print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")
     return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Every backend walks the same way: the digest it prints is the same."""
+    with Connection(args.coordinator) as connection:
+        described, layout = connection.describe(args.run)
+        if described.codec is not None:
+            raise UserError(
+                f"run {args.run!r} takes deltas: its releases are stored adapters, there is nothing to replay"
+            )
+        initial = methods(described)[0].tunes().initial(layout, described.seed)
+        started = time.monotonic()
+        held = Releases(_combine(args.backend)).fetch(connection, described, layout, initial, args.release)
+    digest = spec.bytes_digest(memoryview(held.trajectory.adapter.astype("<f4").data).cast("B"))
+    shown = {"run": args.run, "release": held.release.version, "adapter": digest, "backend": args.backend}
+    seconds = round(time.monotonic() - started, 3)
+    text = f"release {held.release.version} of {args.run}: adapter {digest}, {held.bytes:,} bytes, {seconds} s"
+    print(json.dumps(shown | {"bytes": held.bytes, "seconds": seconds}) if args.json else text)
+    return 0
+
+
+def _combine(backend: str) -> Combine:
+    if backend == "numpy":
+        return prng.combine_numpy
+    if importlib.util.find_spec("numba" if backend == "numba" else "torch") is None:
+        raise MissingExtra("numba" if backend == "numba" else "torch", "fast" if backend == "numba" else "torch")
+    if backend == "numba":
+        return prng.combine_numba
+    from edge_client.engines import torch_directions
+
+    return functools.partial(torch_directions.combine, device="cpu" if backend == "torch" else backend)

@@ -10,8 +10,8 @@ Directions differ by counter under one key, never by a hash of counter and seed:
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ import numpy.typing as npt
 Signs = npt.NDArray[np.int8]
 Units = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
-Backend = Literal["numpy", "numba"]
 Strand = tuple[int, Units]
 """A key, and the multiple (int64) of each of its directions, counted from 0."""
+Combine = Callable[[Sequence[Strand], int], Units]
+"""Σ multiple · direction over strands, int64 [size]; exact while the sum of |multiples| is below 2^63."""
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -65,24 +66,24 @@ def signs(key: int, direction: int, size: int) -> Signs:
     return np.int8(1) - np.int8(2) * drawn
 
 
-def combine(strands: Sequence[Strand], size: int, backend: Backend | None = None) -> Units:
-    """Σ multiple · direction over all strands, int64 [size]; exact while the sum of |multiples| is below 2^63.
+def combine(strands: Sequence[Strand], size: int) -> Units:
+    """A Combine, by numba where it is installed."""
+    return combine_numba(strands, size) if importlib.util.find_spec("numba") else combine_numpy(strands, size)
 
-    `backend` None takes numba where it is installed; both give the same integers.
-    """
-    chosen = backend or best_backend()
-    if chosen == "numba":
-        from wire import prng_numba
 
-        return prng_numba.combine(strands, size)
+def combine_numpy(strands: Sequence[Strand], size: int) -> Units:
+    """A Combine in numpy alone."""
     total = np.zeros(size, np.int64)
     for key, multiples in strands:
         _add(total, key, multiples)
     return total
 
 
-def best_backend() -> Backend:
-    return "numba" if importlib.util.find_spec("numba") else "numpy"
+def combine_numba(strands: Sequence[Strand], size: int) -> Units:
+    """A Combine in a compiled kernel, some thirty times as fast. Needs numba."""
+    from wire import prng_numba
+
+    return prng_numba.combine(strands, size)
 
 
 def _add(total: Units, key: int, multiples: Units) -> None:

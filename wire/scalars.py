@@ -20,7 +20,7 @@ import numpy.typing as npt
 from wire import prng, spec
 from wire.delta import Layout, Vector
 from wire.errors import PayloadError, Reason
-from wire.prng import Backend, Strand, Units
+from wire.prng import Combine, Strand, Units
 
 MAGIC = b"ETS1"
 STEP_MAGIC = b"ETR1"
@@ -223,9 +223,9 @@ class Trajectory:
         scale = self.scale()
         return drawn if scale is None else drawn * (scale.astype(np.float32) / np.float32(1 << SCALE_BITS))
 
-    def delta(self, step: Step, backend: Backend | None = None) -> Vector:
+    def delta(self, step: Step, combine: Combine = prng.combine) -> Vector:
         """What `step` adds to the adapter (with a pool: to the first adapter), float32 [size]."""
-        return self.scaled(prng.combine(step.strands, len(self.initial), backend))
+        return self.scaled(combine(step.strands, len(self.initial)))
 
     def scaled(self, total: Units) -> Vector:
         scale = self.scale()
@@ -233,9 +233,9 @@ class Trajectory:
             return total.astype(np.float32) * np.float32(2.0**-UNIT_BITS)
         return (total * scale).astype(np.float32) * np.float32(2.0 ** -(UNIT_BITS + SCALE_BITS))
 
-    def after(self, step: Step, backend: Backend | None = None) -> Trajectory:
+    def after(self, step: Step, combine: Combine = prng.combine) -> Trajectory:
         """The trajectory one release later."""
-        delta = self.delta(step, backend)
+        delta = self.delta(step, combine)
         if self.directions.drawn == "pool":
             return dataclasses.replace(self, adapter=self.initial + delta, sums=step.strands[0][1])
         return dataclasses.replace(self, adapter=self.adapter + delta, curvature=self._followed(delta, step))

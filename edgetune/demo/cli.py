@@ -252,7 +252,7 @@ def _compare(
     def loss(adapter: Any) -> float:
         engine.write(adapter)
         total, tokens = engine.loss(held_out)
-        return total / tokens
+        return float(total / tokens)
 
     alone_names = [f"alone-{i}" for i in range(len(names))] if MODES[args.method].alone else []
     with Connection(address) as connection:

@@ -26,7 +26,6 @@ REPORT = Report(
     release_digests=["a" * 64],
     held_out_by_release=[5.0, None, 4.25],
     held_out_tokens=99,
-    method="lora",
     codec="int4",
     method="lora",
     model="m",

@@ -25,7 +25,7 @@ LEAST: dict[str, Any] = {
 def test_every_example_describes_a_run_that_both_ends_understand(path: Path) -> None:
     run = run_spec.read_toml(path)
     spec.build(METHODS, run.method, "method")
-    publish.rules(run, spec.build(METHODS, {"id": "lora"}).layout(ToyBase()))
+    publish.rules(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
 
 
 def test_there_are_examples() -> None:
