@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,16 +21,20 @@ TEMPLATE = (
 )
 
 
-def tiny_llama(folder: Path, seed: int = 0, biases: bool = False) -> Path:
-    """A Llama of 0.3 million weights; with `biases`, on the attention's layers."""
+def tiny_llama(
+    folder: Path, seed: int = 0, biases: bool = False, kind: str = "llama", tied: bool = True, **more: Any
+) -> Path:
+    """A Llama of 0.3 million weights; with `biases`, on the attention's layers. `kind` "qwen2" has biases on q, k and v,
+    "qwen3" norms of its heads; `more` goes into config.json."""
     folder.mkdir(parents=True)
     chance = np.random.Generator(np.random.Philox(key=seed))
-    shapes = _shapes(biases)
+    shapes = _shapes(biases, kind, tied)
     values = [_value(name, shape, chance) for name, shape in shapes.items()]
     tensors.write(folder / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}, values)
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "head_dim": HIDDEN // HEADS,
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
@@ -39,29 +44,33 @@ def tiny_llama(folder: Path, seed: int = 0, biases: bool = False) -> Path:
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "attention_bias": biases,
         "bos_token_id": VOCAB - 1,
         "eos_token_id": VOCAB - 1,
-    }
+    } | more
     (folder / "config.json").write_text(json.dumps(config))
     _tokenizer(folder)
     return folder
 
 
-def _shapes(biases: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(biases: bool, kind: str, tied: bool) -> dict[str, tuple[int, ...]]:
     kv = HIDDEN // HEADS * KV_HEADS
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
     for i in range(LAYERS):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        if kind == "qwen3":
+            shapes |= {f"{attention}.{name}.weight": (HIDDEN // HEADS,) for name in ("q_norm", "k_norm")}
         for name, rows in (("q_proj", HIDDEN), ("k_proj", kv), ("v_proj", kv), ("o_proj", HIDDEN)):
             shapes[f"{attention}.{name}.weight"] = (rows, HIDDEN)
-            if biases:
+            if biases or (kind == "qwen2" and name != "o_proj"):
                 shapes[f"{attention}.{name}.bias"] = (rows,)
         shapes[f"{mlp}.gate_proj.weight"] = shapes[f"{mlp}.up_proj.weight"] = (INNER, HIDDEN)
         shapes[f"{mlp}.down_proj.weight"] = (HIDDEN, INNER)
         shapes[f"model.layers.{i}.input_layernorm.weight"] = (HIDDEN,)
         shapes[f"model.layers.{i}.post_attention_layernorm.weight"] = (HIDDEN,)
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
     return shapes | {"model.norm.weight": (HIDDEN,)}
 
 
