@@ -202,11 +202,14 @@ def _summary(connection: Connection, mine: Contribution, layout: Layout) -> dict
 
 def peak_rss_bytes() -> int:
     """The largest resident size of this process so far."""
+    if sys.platform == "linux":  # getrusage would count what the process that started this one used before it did
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
     if sys.platform == "win32":
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on the BSDs
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

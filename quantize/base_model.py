@@ -74,6 +74,10 @@ class QuantizedBase:
         """Where a stored array lies: the file's name in this folder, its offset in bytes, and the array as a view."""
         return WEIGHTS, self._file.offset(stored), self._file.read(stored)
 
+    def give_back(self) -> None:
+        """Return the memory of what was read so far; reading again is as before."""
+        self._file.give_back()
+
     @property
     def bytes_on_disk(self) -> int:
         return (self.folder / WEIGHTS).stat().st_size

@@ -29,6 +29,8 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 BLOCK = 128
 """Signs of one Philox block."""
+LARGE = 1 << 28
+"""Signs that numpy adds in about two seconds."""
 SLAB = 1 << 17
 """Entries summed at a time by numpy: the accumulator of a slab stays in cache."""
 _LOW = np.uint64(0xFFFFFFFF)
@@ -67,8 +69,10 @@ def signs(key: int, direction: int, size: int) -> Signs:
 
 
 def combine(strands: Sequence[Strand], size: int) -> Units:
-    """A Combine, by numba where it is installed."""
-    return combine_numba(strands, size) if importlib.util.find_spec("numba") else combine_numpy(strands, size)
+    """A Combine: by numba where it is installed and the work is worth its 100 MB and its seconds of loading."""
+    work = size * sum(int(np.count_nonzero(multiples)) for _, multiples in strands)
+    fast = work > LARGE and importlib.util.find_spec("numba") is not None
+    return combine_numba(strands, size) if fast else combine_numpy(strands, size)
 
 
 def combine_numpy(strands: Sequence[Strand], size: int) -> Units:

@@ -19,13 +19,14 @@ from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
 from edge_client.engines.onnx_graph import Shape
+from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from quantize import QuantizedBase
 from wire.delta import Layout, Vector
 from wire.errors import BaseModelError, MachineError
 
 MIB = 1 << 20
-TOKENS_AT_ONCE = 256
+TOKENS_AT_ONCE = 128
 """Tokens of one pass through the body: longer batches go through in parts."""
 ROWS_AT_ONCE = 32
 """Rows of logits in memory at once: 6 MB each copy at a vocabulary of 49,152."""
@@ -43,13 +44,15 @@ class OnnxEngine:
         self._base, self._threads = base, threads
         self._config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
         self._shape = Shape.of(self._config)
-        self._placement = adapter.placement(base)
+        self._adapter = adapter
         self._text = Text(base.folder)
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
-        self._body = self._session(onnx_graph.body(base, self._shape, self._placement, layout, cached=False))
+        self._body = self._session(self._graph(cached=False))
         self._head = self._session(onnx_graph.head(base, self._shape))
         self._generator: Any = None
+        base.give_back()
+        give_back()
 
     @classmethod
     def load(
@@ -101,8 +104,7 @@ class OnnxEngine:
     def generate(self, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool) -> str:
         """The answer to `prompt`; with `raw`, its continuation. Temperature 0 takes the likeliest token each time."""
         if self._generator is None:
-            graph = onnx_graph.body(self._base, self._shape, self._placement, self.layout, cached=True)
-            self._generator = self._session(graph)
+            self._generator = self._session(self._graph(cached=True))
         chance = np.random.Generator(np.random.Philox(key=seed))
         given, answer = self._text.prompt(prompt, raw), list[int]()
         past = self._empty_past()
@@ -116,6 +118,11 @@ class OnnxEngine:
             answer.append(token)
             given = [token]
         return self._text.decoded(answer)
+
+    def _graph(self, cached: bool) -> bytes:
+        placement = self._adapter.placement(self._base)
+        self._base.give_back()
+        return onnx_graph.body(self._base, self._shape, placement, self.layout, cached)
 
     def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any]]:
         """Logits after `given` tokens, of which `seen` others came before; and the keys and values of all."""

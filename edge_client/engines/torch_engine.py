@@ -14,6 +14,7 @@ import torch
 from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Optimizer, Tokens, torch_loss, torch_memory, torch_model
+from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
 from quantize import QuantizedBase
@@ -45,7 +46,7 @@ class TorchEngine:
             factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
         self.start(Optimizer())
-        torch_memory.give_back()
+        give_back()
 
     @classmethod
     def load(

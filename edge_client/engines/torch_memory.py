@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import sys
 from typing import Any
 
 from wire.errors import MachineError
@@ -56,9 +54,3 @@ def _per_token(config: Any, checkpoint: bool) -> int:
     layer: int = 4 * (FLOATS_PER_WIDTH * config.hidden_size + FLOATS_PER_INNER * config.intermediate_size)
     layers = int(config.num_hidden_layers)
     return layer + 4 * layers * int(config.hidden_size) if checkpoint else layer * layers
-
-
-def give_back() -> None:
-    """Return freed memory to the system: loading and measuring leave much of it with the allocator."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
