@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
 
-.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds clean
+.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds bench-zo clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -55,6 +55,9 @@ bench: bench-rounds bench-train  ## every benchmark: ratios against named baseli
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead
+
+bench-zo: $(VENV)/ready  ## zeroth order: a step against two forwards, and memory against the NF4 client
+	$(RUN) -m benchmarks.zeroth_order_overhead
 
 bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
 	$(RUN) -m benchmarks.round_overhead

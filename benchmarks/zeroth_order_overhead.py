@@ -54,12 +54,14 @@ def step_ratio(name: str) -> float:
     """Median over pairs, in processor seconds: one after the other, so that both meet the same machine."""
     table = {"id": "mezo", "local_steps": 1, "batch": 1}
     method: Method = spec.build(METHODS, table)
-    engine, layout, start = _loaded(name, "int4-onnx", method.tunes())
+    engine, _layout, start = _loaded(name, "int4-onnx", method.tunes())
     train = engine.tokenize([Example(text=TEXT)], 128)[:1]
     engine.losses(train, [start, start])
     ratios = []
+    state = Trajectory.start(method.directions() or Directions(), start)
     for number in range(PAIRS):
-        step = _seconds(lambda n=number: method.train(engine, Trajectory.start(method.directions() or Directions(), start), train, Draw(n)))  # type: ignore[misc]  # fmt: skip
+        draw = Draw(number)
+        step = _seconds(lambda draw=draw: method.train(engine, state, train, draw))
         bare = _seconds(lambda: engine.losses(train, [start, start]))
         ratios.append(step / bare)
     return statistics.median(ratios)

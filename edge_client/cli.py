@@ -225,7 +225,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from wire import run_spec, spec
     from wire.errors import MachineError
 
-    described = run_spec.read_toml(args.spec) if args.spec else doctor.DEFAULT
-    report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, not args.quick)
+    found = doctor.suited(args.engine, args.max_memory) if args.spec is None else None
+    described, why = found or (run_spec.read_toml(args.spec), "")
+    report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, not args.quick, why)
     print(json.dumps(spec.plain(report)) if args.json else doctor.text(report))
     return 0 if report.problem is None else MachineError.exit_code

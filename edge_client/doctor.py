@@ -17,9 +17,9 @@ import numpy as np
 from edge_client import bases, data
 from edge_client.adapters import Base
 from edge_client.engines import ENGINES, Tokens, torch_memory
-from edge_client.methods import METHODS, Method
+from edge_client.methods import Method
 from edge_client.participate import peak_rss_bytes
-from edge_client.session import engine_class
+from edge_client.session import engine_class, fitting_method
 from quantize import QuantizedBase
 from wire import run_spec, spec
 from wire.delta import Delta, Layout
@@ -36,8 +36,22 @@ DEFAULT = run_spec.parse(
     }
 )
 """The run a device is judged by when none is given: `lora` as it stands, on the base that needs no hub."""
+FORWARD = run_spec.parse(
+    {
+        "name": "doctor",
+        "base": {"model": "smollm2-135m", "format": "int4-onnx"},
+        "rounds": 1,
+        "cohort": {"goal": 1},
+        "method": {"id": "mezo"},
+        "codec": None,
+        "directions": {"drawn": "device", "count": 32},
+    }
+)
+"""The run for a device that cannot do that: losses alone."""
 MIB = 1 << 20
 MEASURED_STEPS = 2
+GRADIENT_BYTES = 800 * MIB
+"""What gradients on the default base need at the least: below, a device is better off with losses alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Picked:
     sequences_at_once: int | None
     checkpointing: bool
     expected_memory: int | None
+    method: str
+    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +96,8 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds to load the base, to evaluate one sequence, for one optimizer step, and for a round's local steps."""
+    """Seconds to load the base, to evaluate one sequence, for one local step (a gradient step, or a pair of ±ε forwards),
+    and for a round's local steps."""
 
     load_s: float
     evaluate_sequence_s: float
@@ -101,8 +118,30 @@ class Report:
     problem: str | None
 
 
+def suited(engine: str, max_memory: int | None) -> tuple[RunSpec, str]:
+    """The run to judge a device by when none is given, and why: gradients where torch is installed and the memory is
+    enough for them, else losses alone."""
+    if engine == "onnx":
+        return FORWARD, "the onnx engine was asked for, which computes losses alone"
+    if engine == "torch":
+        return DEFAULT, "the torch engine was asked for"
+    torch: Any = spec.row_class(ENGINES, "torch") if _state("torch") == "ready" else None
+    if torch is None and _state("onnx") == "ready":
+        return FORWARD, "torch is not installed: no gradients, so losses alone on onnxruntime"
+    limit = max_memory or _hardware().memory_free
+    if limit < GRADIENT_BYTES and _state("onnx") == "ready":
+        return FORWARD, f"{limit / MIB:,.0f} MiB are too few for gradients: losses alone on onnxruntime"
+    return DEFAULT, "torch is installed and the memory is enough for gradients, which learn most a forward"
+
+
 def examine(
-    run: RunSpec, engine: str, folder: Path | None, max_memory: int | None, threads: int | None, measure: bool
+    run: RunSpec,
+    engine: str,
+    folder: Path | None,
+    max_memory: int | None,
+    threads: int | None,
+    measure: bool,
+    why: str = "",
 ) -> Report:
     """Judge this device for `run`; with `measure`, by loading the base and taking real steps.
 
@@ -112,12 +151,12 @@ def examine(
     offered = {name: _state(name) for name in ENGINES}
     chosen = engine_class(engine, run)
     base = bases.find(run.base, folder)
-    method: Method = spec.build(METHODS, run.method, "method")
+    method = fitting_method(run, chosen)
     layout = method.tunes().layout(base)
     traffic = _traffic(run, layout)
     limit = max_memory or hardware.memory_free
     try:
-        picked = _picked(run, chosen, base, method, layout, limit)
+        picked = _picked(run, chosen, base, method, layout, limit, why or _why(chosen, method))
         measured = _measure(chosen, base, method, layout, limit, threads) if measure else None
     except MachineError as error:
         return Report(hardware, offered, None, traffic, None, str(error))
@@ -171,9 +210,20 @@ def _traffic(run: RunSpec, layout: Layout) -> Traffic:
     return Traffic(up=len(payload), down=4 * layout.size, float32=4 * layout.size)
 
 
-def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layout, limit: int) -> Picked:
+def _why(chosen: Any, method: Method) -> str:
+    if method.forward_only:
+        return "the run's method needs losses alone"
+    return "the run's method needs gradients, and this engine computes them"
+
+
+def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layout, limit: int, why: str) -> Picked:
     name = next(row for row, path in ENGINES.items() if path.endswith(":" + chosen.__name__))
-    plan = _plan(base, method, layout, limit)
+    plan = _plan(base, method, layout, limit) if chosen.gradients else None
+    expected = plan.expected if plan else None
+    if name == "onnx" and isinstance(base, QuantizedBase):
+        from edge_client.engines.onnx_engine import expected_memory
+
+        expected = expected_memory(base, layout.size)
     return Picked(
         engine=name,
         model=run.base.model,
@@ -183,7 +233,9 @@ def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layou
         adapter_parameters=layout.size,
         sequences_at_once=plan.sequences if plan else None,
         checkpointing=plan.checkpoint if plan else False,
-        expected_memory=plan.expected if plan else None,
+        expected_memory=expected,
+        method=method.id,
+        why=why,
     )
 
 
@@ -207,11 +259,20 @@ def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int
     once = time.perf_counter()
     engine.loss(batch)
     evaluated = (time.perf_counter() - once) / len(batch)
-    engine.start(Optimizer())
-    engine.step(batch, 1e-4)  # the first step also reserves memory
+    start = method.tunes().initial(layout, 0)
+
+    def one() -> None:
+        if method.forward_only:
+            engine.losses(batch, [start, start])
+        else:
+            engine.step(batch, 1e-4)
+
+    if not method.forward_only:
+        engine.start(Optimizer())
+    one()  # the first step also reserves memory
     once = time.perf_counter()
     for _ in range(MEASURED_STEPS):
-        engine.step(batch, 1e-4)
+        one()
     step = (time.perf_counter() - once) / MEASURED_STEPS
     return Measured(loaded - began, evaluated, step, step * method.local_steps, peak_rss_bytes())
 
@@ -241,7 +302,10 @@ def text(report: Report) -> str:
 
 def _costs(p: Picked, t: Traffic, m: Measured | None) -> list[str]:
     said = [f"picked       engine {p.engine} on {p.model} as {p.format}, {_mib(p.base_bytes)}, base {p.base[:12]}"]
-    if p.expected_memory is not None:
+    said.append(f"method       {p.method}: {p.why}")
+    if p.expected_memory is not None and p.sequences_at_once is None:
+        said.append(f"memory       {_mib(p.expected_memory)} expected")
+    elif p.expected_memory is not None:
         how = "computing layers again in backward" if p.checkpointing else "keeping all activations"
         said.append(f"memory       {_mib(p.expected_memory)} expected, {p.sequences_at_once} sequences at once, {how}")
     said.append(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import TracebackType
 from typing import Any
+
+from tqdm import tqdm
 
 
 class JsonLines:
@@ -26,23 +29,15 @@ class Screen:
     """A bar for the steps of the round at hand, and a line for each round that is done."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._console = console
         self._bar: Any = None
 
     def __enter__(self) -> Screen:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._clear()
 
     def __call__(self, event: str, values: dict[str, Any]) -> None:
         show = getattr(self, f"_on_{event}", None)
@@ -54,12 +49,16 @@ class Screen:
 
     def _on_task(self, values: dict[str, Any]) -> None:
         self._clear()
-        self._bar = self._progress.add_task(f"{values['run']} round {values['round']} {values['kind']}", total=None)
+        name = f"{values['run']} round {values['round']} {values['kind']}"
+        self._bar = tqdm(desc=name, disable=None, leave=False, unit="step")
 
     def _on_step(self, values: dict[str, Any]) -> None:
         if self._bar is not None:
-            text = f"{values['run']} round {values['round']} loss {values['loss']:.3f}"
-            self._progress.update(self._bar, total=values["steps"], completed=values["step"], description=text)
+            self._bar.set_description(
+                f"{values['run']} round {values['round']} loss {values['loss']:.3f}", refresh=False
+            )
+            self._bar.total = values["steps"]
+            self._bar.update(values["step"] - self._bar.n)
 
     def _on_submitted(self, values: dict[str, Any]) -> None:
         self._clear()
@@ -79,8 +78,8 @@ class Screen:
 
     def _clear(self) -> None:
         if self._bar is not None:
-            self._progress.remove_task(self._bar)
+            self._bar.close()
             self._bar = None
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        tqdm.write(text, file=sys.stderr)

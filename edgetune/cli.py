@@ -16,7 +16,10 @@ from wire.errors import EdgetuneError, MissingExtra
 INTERRUPTED = 130
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes"), "torch"),
-    **dict.fromkeys(("tokenizers", "safetensors", "psutil", "gguf", "jinja2", "zstandard"), "client"),
+    **dict.fromkeys(("tokenizers", "safetensors", "psutil", "gguf", "jinja2", "tqdm", "zstandard"), "client"),
+    "onnxruntime": "onnx",
+    "numba": "fast",
+    "rich": "coordinator",
     "matplotlib": "demo",
 }
 """Package -> the extra that brings it."""

@@ -14,6 +14,7 @@ from quantize.sources import BUILT_IN
 EXAMPLES = """\
 examples:
   edgetune quantize smollm2-135m --format nf4 --out bases/smollm2-nf4
+  edgetune quantize smollm2-135m --format int4-onnx --out bases/smollm2-int4
   edgetune quantize ./Llama-3.2-1B --format int8 --out bases/llama-int8
   edgetune quantize model.gguf --format nf4 --out bases/mine
 """
@@ -46,9 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shown(model: str, base_format: str, out: Path) -> QuantizedBase:
-    from rich.console import Console
-    from rich.progress import Progress
+    from tqdm import tqdm
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{model} to {base_format}", total=None)
-        return build(model, base_format, out, lambda done, total: bar.update(task, completed=done, total=total))
+    with tqdm(desc=f"{model} to {base_format}", disable=None, leave=False, unit="tensor") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return build(model, base_format, out, show)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
-from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.memory import give_back
+from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.text import Text
 from quantize import QuantizedBase
 from wire.delta import Layout, Vector
