@@ -51,7 +51,7 @@ protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gi
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 
-bench: bench-rounds bench-train  ## every benchmark: ratios against named baselines
+bench: bench-rounds bench-train bench-zo  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead

@@ -98,7 +98,7 @@ def test_sources_are_found() -> None:
     ("absent", "words", "said"),
     [
         ("psutil", ["client", "doctor", "--quick"], "edgetune[client]"),
-        ("torch", ["client", "doctor"], "edgetune[torch]"),
+        ("torch", ["client", "doctor", "--engine", "torch"], "edgetune[torch]"),
         ("matplotlib", ["demo"], "edgetune[demo]"),
     ],
 )
