@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import signal
@@ -94,6 +95,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
     )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="measure the way to it, too")
     parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")
     _compute_arguments(parser)
 
@@ -228,5 +230,7 @@ def _doctor(args: argparse.Namespace) -> int:
     found = doctor.suited(args.engine, args.max_memory) if args.spec is None else None
     described, why = found or (run_spec.read_toml(args.spec), "")
     report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, not args.quick, why)
+    if args.coordinator is not None:
+        report = dataclasses.replace(report, link=doctor.link(args.coordinator))
     print(json.dumps(spec.plain(report)) if args.json else doctor.text(report))
     return 0 if report.problem is None else MachineError.exit_code

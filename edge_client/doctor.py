@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from edge_client.adapters import Base
 from edge_client.engines import ENGINES, Tokens, torch_memory
 from edge_client.methods import Method
 from edge_client.participate import peak_rss_bytes
-from edge_client.session import engine_class, fitting_method
+from edge_client.session import engine_class, fitting_method, settled
+from edge_client.transport import Connection
 from quantize import QuantizedBase
 from wire import run_spec, spec
 from wire.delta import Delta, Layout
@@ -50,6 +52,7 @@ FORWARD = run_spec.parse(
 """The run for a device that cannot do that: losses alone."""
 MIB = 1 << 20
 MEASURED_STEPS = 2
+MEASURED_CALLS = 5
 GRADIENT_BYTES = 800 * MIB
 """What gradients on the default base need at the least: below, a device is better off with losses alone."""
 
@@ -107,6 +110,14 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
+class Link:
+    """The way to a coordinator: the median round trip of a small call, in seconds."""
+
+    coordinator: str
+    round_trip_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """`problem` says why this device could not take part; what could not be known then is None."""
 
@@ -116,6 +127,7 @@ class Report:
     traffic: Traffic | None
     measured: Measured | None
     problem: str | None
+    link: Link | None = None
 
 
 def suited(engine: str, max_memory: int | None) -> tuple[RunSpec, str]:
@@ -149,8 +161,9 @@ def examine(
     """
     hardware = _hardware()
     offered = {name: _state(name) for name in ENGINES}
-    chosen = engine_class(engine, run)
     base = bases.find(run.base, folder)
+    run, _ = settled(run, base)
+    chosen = engine_class(engine, run)
     method = fitting_method(run, chosen)
     layout = method.tunes().layout(base)
     traffic = _traffic(run, layout)
@@ -187,6 +200,18 @@ def _accelerator() -> str | None:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
+
+
+def link(address: str) -> Link:
+    """Ask a coordinator for its runs a few times. Raises Unreachable."""
+    with Connection(address) as connection:
+        connection.runs()  # the first call also connects
+        took = []
+        for _ in range(MEASURED_CALLS):
+            began = time.perf_counter()
+            connection.runs()
+            took.append(time.perf_counter() - began)
+    return Link(address, statistics.median(took))
 
 
 def _state(name: str) -> str:
@@ -293,6 +318,9 @@ def text(report: Report) -> str:
         f" {h.accelerator or 'no GPU'}",
         *(f"engine       {name}: {state}" for name, state in report.engines.items()),
     ]
+    if report.link is not None:
+        way = report.link
+        said.append(f"link         {way.coordinator} answers in {way.round_trip_s * 1000:.1f} ms (measured)")
     if report.problem:
         return "\n".join([*said, f"picked       nothing: {report.problem}"])
     assert report.picked is not None

@@ -132,6 +132,25 @@ def methods(run: RunSpec) -> list[Method]:
     return rows
 
 
+def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
+    """A run with its methods written out and the rules that follow from them: along which directions scalars are sent,
+    and no codec if no method sends deltas. Raises SpecError for two methods that do not tune the same adapter."""
+    rows = methods(wanted)
+    directions = [found for row in rows if (found := row.directions()) is not None]
+    if len({row.tunes().layout(base).digest for row in rows}) > 1:
+        raise SpecError("method and forward_method tune different adapters: give both the same [adapter]")
+    if len(directions) > 1:
+        raise SpecError("method and forward_method both send scalars: a run has one set of directions")
+    changed = dataclasses.replace(
+        wanted,
+        method=spec.plain(rows[0]),
+        forward_method=spec.plain(rows[1]) if len(rows) > 1 else None,
+        directions=directions[0] if directions else None,
+        codec=None if len(directions) == len(rows) else wanted.codec,
+    )
+    return changed, rows[0].tunes()
+
+
 def fitting_method(run: RunSpec, engine: Any) -> Method:
     """The first of a run's methods that `engine` can drive. Raises SpecError if none is."""
     for method in methods(run):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_client import bases
-from edge_client.adapters import Adapter, Base
+from edge_client.adapters import Base
 from edge_client.releases import Releases
-from edge_client.session import methods
+from edge_client.session import methods, settled
 from edge_client.transport import Connection
 from wire import prng, run_spec, spec
-from wire.errors import MissingExtra, SpecError, UserError
+from wire.errors import MissingExtra, UserError
 from wire.messages import RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
@@ -111,25 +111,6 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
     return connection.create_run(named, layout, adapter.initial(layout, named.seed))
-
-
-def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
-    """A run with its methods written out and the rules that follow from them: along which directions scalars are sent,
-    and no codec if no method sends deltas. Raises SpecError for two methods that do not tune the same adapter."""
-    rows = methods(wanted)
-    directions = [found for row in rows if (found := row.directions()) is not None]
-    if len({row.tunes().layout(base).digest for row in rows}) > 1:
-        raise SpecError("method and forward_method tune different adapters: give both the same [adapter]")
-    if len(directions) > 1:
-        raise SpecError("method and forward_method both send scalars: a run has one set of directions")
-    changed = dataclasses.replace(
-        wanted,
-        method=spec.plain(rows[0]),
-        forward_method=spec.plain(rows[1]) if len(rows) > 1 else None,
-        directions=directions[0] if directions else None,
-        codec=None if len(directions) == len(rows) else wanted.codec,
-    )
-    return changed, rows[0].tunes()
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:

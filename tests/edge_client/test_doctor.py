@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edge_client import doctor
 from tests.models import tiny_llama
-from tests.processes import edgetune, write_toy_spec
+from tests.processes import CoordinatorProcess, edgetune, write_toy_spec
 
 SPEC = """\
 name = "judged"
@@ -53,3 +54,43 @@ def test_doctor_judges_the_toy_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "engine toy" in done.stdout
     assert "20,5" in done.stdout
+
+
+FORWARD = """
+name = "judged"
+rounds = 1
+[base]
+model = "{model}"
+format = "int4-onnx"
+[cohort]
+goal = 1
+[method]
+id = "decomfl"
+local_steps = 16
+batch = 2
+sequence_length = 32
+[method.adapter]
+id = "norms"
+"""
+
+
+def test_doctor_takes_onnx_for_a_run_that_needs_losses_alone_and_times_the_link(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(FORWARD.format(model=model))
+    made = edgetune("quantize", model, "--format", "int4-onnx", "--out", tmp_path / "base")
+    assert made.returncode == 0, made.stderr
+    line = ("--spec", tmp_path / "run.toml", "--base", tmp_path / "base")
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        done = edgetune("client", "doctor", *line, "--coordinator", coordinator.address, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["picked"]["engine"], told["picked"]["method"]) == ("onnx", "decomfl")
+    assert told["traffic"]["up"] == 23 + 2 * 16
+    assert told["measured"]["step_s"] > 0
+    assert 0 < told["link"]["round_trip_s"] < 5
+
+
+def test_doctor_falls_back_to_losses_where_memory_is_too_little_for_gradients() -> None:
+    run, why = doctor.suited("auto", 500 << 20)
+    assert run.method["id"] == "mezo" and "too few for gradients" in why
+    assert doctor.suited("auto", 4 << 30)[0].method["id"] == "lora"
