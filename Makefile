@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
 
-.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds bench-zo clean
+.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -58,6 +58,9 @@ bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + b
 
 bench-zo: $(VENV)/ready  ## zeroth order: a step against two forwards, and memory against the NF4 client
 	$(RUN) -m benchmarks.zeroth_order_overhead
+
+bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: size, what is not in it, start
+	$(RUN) -m benchmarks.lean_install
 
 bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
 	$(RUN) -m benchmarks.round_overhead

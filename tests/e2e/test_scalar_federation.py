@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,44 @@ def test_runs_whose_rows_do_not_go_together_are_refused_by_name(tmp_path: Path) 
             (tmp_path / "bad.toml").write_text(text)
             done = edgetune("run", "create", tmp_path / "bad.toml", "--coordinator", coordinator.address)
             assert (done.returncode in (1, 2)) and said in done.stderr, done.stderr
+
+
+class CountingProxy:
+    """Loopback TCP in between that counts the bytes a client sends, framing and headers and all."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._to, self.sent = (host, int(port)), 0
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._door.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._door.accept()
+            far = socket.create_connection(self._to)
+            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.sent += len(data) if up else 0
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("decomfl", 2_000), ("hiso", 2_000), ("kseed", 18_000)])
+def test_a_client_round_is_small_on_the_socket_too(name: str, limit: int, tmp_path: Path) -> None:
+    """All rounds of one client, from its first connection on, by the bytes that it really sent."""
+    text = RUNS[name].replace("goal = 2", "goal = 1").replace("minimum = 2", "minimum = 1")
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        (tmp_path / "spec.toml").write_text(text)
+        assert edgetune("run", "create", tmp_path / "spec.toml", "--coordinator", coordinator.address).returncode == 0
+        proxy = CountingProxy(coordinator.address)
+        client = start_client(proxy.address, write_texts(tmp_path / "a.jsonl", "a"), tmp_path / "a", name="d-a")
+        (events,) = finished([client])
+    payloads = [e["bytes_up"] for e in events if e["event"] == "submitted" and e["kind"] == "train"]
+    assert len(payloads) == 6 and max(payloads) <= 400
+    print(name, proxy.sent / 7, "bytes a round on the socket")
+    assert max(payloads) < proxy.sent / 7 < limit
