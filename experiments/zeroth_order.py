@@ -1,9 +1,10 @@
-"""What losses alone can learn, and what it costs: every method on one task, by forwards, seconds and bytes.
+"""What losses alone can learn, and what it costs: every method on one task, by forwards, seconds, bytes and memory.
 
-    python -m experiments.zeroth_order TRAIN.jsonl TEST.jsonl --labels earn,acq,... --out DIR
+    python -m experiments.zeroth_order r8 --out DIR
+    python -m experiments.zeroth_order r8 --rows "mezo core" lora --seeds 3 --forwards 3600 --out DIR
 
-One process, one device a method: local training is what differs between methods, and what this compares. Each row is a
-curve in DIR/curves.json, finished rows are kept, so that an interrupted run goes on; DIR/curves.png draws them.
+A federation of four devices among which the topics are spread unevenly. Each row and seed is a process of its own, whose
+curve is a file in DIR: what is there is not done again. DIR/curves.png draws them, DIR/table.md sums them up.
 """
 
 from __future__ import annotations
@@ -11,46 +12,56 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_client import bases, data
-from edge_client.adapters import Adapter
+from edge_client import bases
 from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
-from edge_client.methods import METHODS, Draw, Method
-from wire import spec
-from wire.delta import Delta, Vector
+from edge_client.methods import METHODS, Method
+from edge_client.participate import peak_rss_bytes
+from experiments.simulation import Simulation, Spent, spec_of
+from experiments.tasks import TASKS, Task
+from wire import run_spec, spec
+from wire.delta import Vector
 from wire.run_spec import BaseRef
-from wire.scalars import Directions, Scalars, Step, Trajectory
 from wire.spec import Plain
 
+LENGTH = 64
+"""Tokens a sequence, prompt and answer; longer questions are cut."""
+ANSWER_TOKENS = 8
 CORE: Plain = {"id": "lora_sb", "rank": 8, "layers": 6}
-ZO: Plain = {"batch": 8, "sequence_length": 64, "local_steps": 30, "epsilon": 5e-3, "learning_rate": 3e-2}
-FO: Plain = {"batch": 8, "sequence_length": 64, "local_steps": 10}
-ROWS: dict[str, tuple[Plain, int]] = {
-    "lora": ({"id": "lora", "rank": 8, "learning_rate": 1e-3} | FO, 6),
-    "core by gradients": ({"id": "lora", "adapter": CORE, "learning_rate": 1e-2} | FO, 6),
-    "mezo core": ({"id": "mezo", "adapter": CORE} | ZO, 20),
-    "mezo norms": ({"id": "mezo", "adapter": {"id": "norms", "layers": 6}} | ZO, 20),
-    "hiso core": ({"id": "hiso", "adapter": CORE} | ZO, 20),
-    "kseed core": ({"id": "kseed", "adapter": CORE, "pool": 1024} | ZO, 20),
+ZO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 15, "epsilon": 5e-3, "learning_rate": 3e-2}
+FO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 10}
+ROWS: dict[str, Plain] = {
+    "lora": {"id": "lora", "rank": 8, "learning_rate": 1e-3} | FO,
+    "core by gradients": {"id": "lora", "adapter": CORE, "learning_rate": 1e-2} | FO,
+    "mezo core": {"id": "mezo", "adapter": CORE} | ZO,
+    "mezo norms": {"id": "mezo", "adapter": {"id": "norms", "layers": 6}} | ZO,
+    "decomfl core": {"id": "decomfl", "adapter": CORE} | ZO,
+    "hiso core": {"id": "hiso", "adapter": CORE} | ZO,
+    "kseed core": {"id": "kseed", "adapter": CORE, "pool": 1024} | ZO,
     "mezo lora-B": (
-        {"id": "mezo", "adapter": {"id": "lora", "rank": 8, "tuned": "B", "targets": ["q_proj", "v_proj"]}}
-        | ZO | {"learning_rate": 3e-3, "epsilon": 2e-3},
-        20,
+        {"id": "mezo", "adapter": {"id": "lora", "rank": 8, "tuned": "B", "targets": ["q_proj", "v_proj"], "layers": 6}}
+        | ZO | {"learning_rate": 3e-3, "epsilon": 2e-3}
     ),
-    "ferret core": ({"id": "ferret", "adapter": CORE, "projections": 256, "learning_rate": 1e-2} | FO, 6),
+    "ferret core": {"id": "ferret", "adapter": CORE, "projections": 256, "learning_rate": 1e-2} | FO,
 }  # fmt: skip
-"""Name -> a row of METHODS, and its rounds. DeComFL on one device is MeZO: they differ in whose directions they are."""
+"""Name -> a row of METHODS."""
+FO_ROUNDS = 6
+MEMORY = 900 << 20
+"""What an engine may use: enough to keep the hidden states below what is tuned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Where a curve stands after `rounds`; bytes and forwards since its start, loss in nats a target, accuracy 0 to 1."""
+    """Where a curve stands after `rounds`; costs since its start over all devices, loss in nats a target, accuracy 0 to 1."""
 
     rounds: int
     forwards: int
@@ -60,126 +71,187 @@ class Point:
     accuracy: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row, one seed. `peak_memory` of the whole process, in bytes."""
+
+    row: str
+    seed: int
+    parameters: int
+    peak_memory: int
+    points: tuple[Point, ...]
+
+
 def main() -> None:
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "curves.json"
-    curves: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for seed in range(args.seeds):
-        for name in args.rows:
-            key = f"{name}, seed {seed}"
-            if key not in curves:
-                found = [dataclasses.asdict(point) for point in curve(name, seed, args)]
-                curves = (json.loads(path.read_text()) if path.exists() else {}) | {key: found}
-                path.write_text(json.dumps(curves, indent=1))
-    _picture(curves, args.out / "curves.png")
+    if args.cell is not None:
+        row, seed = args.cell
+        _write(_place(args.out, row, int(seed)), measured(args, row, int(seed)))
+        return
+    wanted = [(row, seed) for seed in range(args.seeds) for row in args.rows]
+    todo = [cell for cell in wanted if not _place(args.out, *cell).exists()]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda cell: _process(*cell), todo))
+    cells = [_read(path) for path in sorted(args.out.glob("*.cell.json"))]
+    (args.out / "table.md").write_text(table(cells))
+    print(table(cells))
+    picture(cells, args.out / "curves.png")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
-    parser.add_argument("--labels", type=lambda text: text.split(","), default=[], help="answers to choose among")
+    parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--held-out", type=int, default=96, help="test examples measured")
+    parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--forwards", type=int, default=1200, help="forwards of the zeroth-order rows, over all devices")
+    parser.add_argument("--train", type=int, default=320, help="training examples, over all devices")
+    parser.add_argument("--held-out", type=int, default=64, help="test examples measured")
+    parser.add_argument("--points", type=int, default=4, help="measurements of a curve after its start")
+    parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="changes to the rows' tables")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--every", type=int, default=4, help="rounds between two measurements")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at once, a process each")
+    parser.add_argument("--cell", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("zeroth-order"))
     return parser.parse_args()
 
 
-def curve(name: str, seed: int, args: argparse.Namespace) -> list[Point]:
-    """One method from the base on, measured every few rounds."""
-    table, rounds = ROWS[name]
+def _process(row: str, seed: int) -> None:
+    subprocess.run([sys.executable, "-m", "experiments.zeroth_order", *sys.argv[1:], "--cell", row, str(seed)], check=True)
+
+
+def measured(args: argparse.Namespace, row: str, seed: int) -> Cell:
+    """One row from the base on, measured at a few points."""
+    table = ROWS[row] | args.set
     method: Method = spec.build(METHODS, table)
-    base = bases.find(BaseRef(args.model, "int4-onnx"))
-    adapter = method.tunes()
-    layout = adapter.layout(base)
-    engine = _engine(method, base, adapter, layout, args.threads)
-    length = method.sequence_length
-    train = engine.tokenize(_short(data.read(args.train), engine, length), length)
-    test = _short(data.read(args.test)[: args.held_out], engine, length)
-    directions = method.directions()
-    state = Trajectory.start(directions or Directions(), adapter.initial(layout, seed))
-    points = [_point(engine, state.adapter, test, args.labels, length, 0, 0, 0.0, 0)]
-    forwards, seconds, sent = 0, 0.0, 0
-    for number in range(1, rounds + 1):
-        key = state.directions.key(seed, number, "device")
-        trained = method.train(engine, state, train, Draw(1000 * seed + number, key, (number - 1) / rounds))
-        state = _moved(state, trained.update, key)
-        forwards, seconds = forwards + trained.forwards, seconds + trained.seconds
-        sent += len(trained.update.encode(layout)) if isinstance(trained.update, Scalars) else 4 * layout.size
-        if number % args.every == 0 or number == rounds:
-            points.append(_point(engine, state.adapter, test, args.labels, length, number, forwards, seconds, sent))
-            print(name, seed, points[-1], flush=True)
-    return points
-
-
-def _engine(method: Method, base: Any, adapter: Adapter, layout: Any, threads: int) -> Any:
+    task = TASKS[args.task](args.devices, args.train, args.held_out, seed)
+    rounds = FO_ROUNDS if not method.forward_only else max(1, args.forwards // (2 * method.local_steps * args.devices))
+    base = BaseRef(args.model, "int4-onnx")
+    run = run_spec.parse(spec_of("experiment", table, rounds, len(task.devices), spec.plain(base), seed))
     chosen: Any = spec.row_class(ENGINES, "onnx" if method.forward_only else "torch")
-    return chosen.load(base, adapter, layout, threads=threads)
+    memory = MEMORY if method.forward_only else None
+    simulation = Simulation(run, bases.find(base), chosen, args.threads, memory)
+    devices = {name: _tokens(simulation.engine, some, task.question) for name, some in task.devices.items()}
+    test = Measure(simulation.engine, task)
+    points, spent = [test.point(simulation.adapter, 0, Spent())], Spent()
+    for number in range(1, rounds + 1):
+        more = simulation.round(devices)
+        spent = Spent(*(a + b for a, b in zip(dataclasses.astuple(spent), dataclasses.astuple(more), strict=True)))
+        if number == rounds or number % max(1, rounds // args.points) == 0:
+            points.append(test.point(simulation.adapter, number, spent))
+            print(row, seed, points[-1], file=sys.stderr, flush=True)
+    return Cell(row, seed, simulation.layout.size, peak_rss_bytes(), tuple(points))
 
 
-def _moved(state: Trajectory, update: Delta | Scalars, key: int) -> Trajectory:
-    if isinstance(update, Delta):
-        return dataclasses.replace(state, adapter=state.adapter + update.vector)
-    units = update.units if state.sums is None else update.units + state.sums
-    return state.after(Step(((key, units),)))
+class Measure:
+    """Held-out loss, and accuracy by the likeliest of a task's answers."""
+
+    def __init__(self, engine: Any, task: Task) -> None:
+        self._engine, self._right = engine, [e.messages[1].content for e in task.test if e.messages]
+        self._labels = task.labels
+        self._plain = _tokens(engine, task.test, task.question) if not task.labels else []
+        self._answers = [
+            _tokens(engine, [_answered(example, label) for label in task.labels], task.question)
+            for example in task.test
+            if task.labels
+        ]
+
+    def point(self, adapter: Vector, rounds: int, spent: Spent) -> Point:
+        self._engine.write(adapter)
+        loss, accuracy = self._chosen() if self._labels else (self._mean(self._plain), float("nan"))
+        return Point(rounds, spent.forwards, round(spent.seconds, 1), spent.bytes_up, round(loss, 4), round(accuracy, 4))
+
+    def _mean(self, sequences: Sequence[Tokens]) -> float:
+        total, targets = self._engine.loss(sequences)
+        return float(total) / targets
+
+    def _chosen(self) -> tuple[float, float]:
+        """The mean loss of the right answers in nats a target, and how often they are the likeliest as a whole."""
+        found, total, targets = [], 0.0, 0
+        for answers, right in zip(self._answers, self._right, strict=True):
+            sums = [self._engine.loss([answer]) for answer in answers]
+            mine = self._labels.index(right)
+            total, targets = total + sums[mine][0], targets + sums[mine][1]
+            found.append(int(np.argmin([s for s, _ in sums])) == mine)
+        return total / targets, float(np.mean(found))
 
 
-def _short(examples: Sequence[Example], engine: Any, length: int) -> list[Example]:
-    """Questions cut so that the answer fits into `length` tokens."""
-    made = []
-    for example in examples:
-        asked, *rest = example.messages
-        room = length - len(engine._text.prompt("", raw=False)) - 8
-        kept = engine._text.decoded(engine._text.ids(asked.content)[:room])
-        made.append(Example(messages=(Message(asked.role, f"{kept}\nTopic?"), *rest)))
-    return made
+def _answered(example: Example, label: str) -> Example:
+    return Example(messages=(example.messages[0], Message("assistant", label)))
 
 
-def _point(
-    engine: Any,
-    adapter: Vector,
-    test: list[Example],
-    labels: list[str],
-    length: int,
-    rounds: int,
-    forwards: int,
-    seconds: float,
-    sent: int,
-) -> Point:
-    engine.write(adapter)
-    total, targets = engine.loss(engine.tokenize(test, length))
-    right = [_chosen(engine, example, labels, length) for example in test] if labels else []
-    accuracy = float(np.mean(right)) if right else float("nan")
-    return Point(rounds, forwards, round(seconds, 1), sent, round(total / targets, 4), round(accuracy, 4))
+def _tokens(engine: Any, examples: Sequence[Example], question: str) -> list[Tokens]:
+    """Tokenized, with questions cut so that the answer fits."""
+    room = LENGTH - len(engine._text.prompt(f"\n{question}", raw=False)) - ANSWER_TOKENS
+    short = [_short(engine, example, question, room) for example in examples]
+    sequences: list[Tokens] = engine.tokenize(short, LENGTH)
+    return sequences
 
 
-def _chosen(engine: Any, example: Example, labels: list[str], length: int) -> bool:
-    """Whether the right answer is the likeliest of `labels`, by the likelihood of the whole answer."""
-    asked, right = example.messages
-    answers = [Example(messages=(asked, Message("assistant", label))) for label in labels]
-    sequences: list[Tokens] = engine.tokenize(answers, length)
-    losses = [engine.loss([sequence])[0] for sequence in sequences]
-    return labels[int(np.argmin(losses))] == right.content
+def _short(engine: Any, example: Example, question: str, room: int) -> Example:
+    if not example.messages:
+        return example
+    asked, *rest = example.messages
+    kept = engine._text.decoded(engine._text.ids(asked.content)[:room])
+    return Example(messages=(Message(asked.role, f"{kept}\n{question}"), *rest))
 
 
-def _picture(curves: dict[str, Any], path: Path) -> None:
+def _place(folder: Path, row: str, seed: int) -> Path:
+    return folder / f"{row.replace(' ', '-')}-{seed}.cell.json"
+
+
+def _write(path: Path, cell: Cell) -> None:
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps(dataclasses.asdict(cell), indent=1))
+    aside.replace(path)
+
+
+def _read(path: Path) -> Cell:
+    table = json.loads(path.read_text())
+    return Cell(**table | {"points": tuple(Point(**point) for point in table["points"])})
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """The end of each curve, as Markdown; mean and spread over seeds."""
+    head = ["row", "parameters", "forwards", "loss", "accuracy", "bytes up", "processor s", "peak MB"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for row, some in _by_row(cells).items():
+        ends = [cell.points[-1] for cell in some]
+        said = [row, f"{some[0].parameters:,}", f"{ends[0].forwards:,}", _spread([p.loss for p in ends], 3)]
+        said += [_spread([100 * p.accuracy for p in ends], 0) + " %", f"{np.mean([p.bytes_up for p in ends]):,.0f}"]
+        said += [f"{np.mean([p.seconds for p in ends]):,.0f}", f"{max(cell.peak_memory for cell in some) / 1e6:,.0f}"]
+        lines.append("| " + " | ".join(said) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _by_row(cells: Sequence[Cell]) -> Mapping[str, list[Cell]]:
+    return {row: [cell for cell in cells if cell.row == row] for row in dict.fromkeys(cell.row for cell in cells)}
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def picture(cells: Sequence[Cell], path: Path) -> None:
+    """Loss against forwards, processor seconds and bytes; a line a row, the mean of its seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for side, by in zip(axes, ("forwards", "bytes_up"), strict=True):
-        for name, points in curves.items():
-            side.plot([max(1, p[by]) for p in points], [p["loss"] for p in points], "o-", ms=3, label=name)
-        side.set(xlabel=by.replace("_", " "), ylabel="held-out loss (nats a target)", xscale="log")
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.5), layout="constrained", sharey=True)
+    for side, by in zip(axes, ("forwards", "seconds", "bytes_up"), strict=True):
+        for row, some in _by_row(cells).items():
+            points = list(zip(*(cell.points for cell in some), strict=True))
+            across = [max(1.0, float(np.mean([getattr(p, by) for p in at]))) for at in points]
+            side.plot(across, [float(np.mean([p.loss for p in at])) for at in points], "o-", ms=3, label=row)
+        side.set(xlabel=by.replace("_", " "), xscale="log")
         side.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+    axes[0].set_ylabel("held-out loss (nats a target)")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.adapters import Adapter
+from edge_client.adapters import Adapter, Placement
+from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
 from edge_client.engines.memory import give_back
@@ -32,6 +33,8 @@ ROWS_AT_ONCE = 32
 """Rows of logits in memory at once: 6 MB each copy at a vocabulary of 49,152."""
 RUNTIME_BYTES = 130 * MIB
 """A process that has imported onnxruntime, numpy, tokenizers and grpc, with the tokenizer loaded."""
+KEPT_BYTES = 64 * MIB
+"""Hidden states kept of sequences, where nothing says how much memory there is."""
 
 
 class OnnxEngine:
@@ -39,16 +42,21 @@ class OnnxEngine:
 
     gradients = False
 
-    def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, threads: int) -> None:
+    def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, threads: int, kept_bytes: int) -> None:
         self.layout = layout
         self._base, self._threads = base, threads
         self._config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
         self._shape = Shape.of(self._config)
         self._adapter = adapter
+        self._kept = Kept(kept_bytes)
         self._text = Text(base.folder)
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
-        self._body = self._session(self._graph(cached=False))
+        placement = adapter.placement(base)
+        first = first_tuned(placement, self._shape.layers)
+        base.give_back()
+        self._below = self._session(onnx_graph.below(base, self._shape, first)) if first else None
+        self._body = self._session(onnx_graph.body(base, self._shape, placement, layout, False, first))
         self._head = self._session(onnx_graph.head(base, self._shape))
         self._generator: Any = None
         base.give_back()
@@ -74,7 +82,7 @@ class OnnxEngine:
             raise MachineError(
                 f"--max-memory {max_memory / MIB:.0f}M is too little for this base: {expected / MIB:.0f}M is the least"
             )
-        return cls(base, adapter, layout, threads or cores())
+        return cls(base, adapter, layout, threads or cores(), KEPT_BYTES if max_memory is None else max_memory - expected)
 
     @classmethod
     def missing(cls) -> str | None:
@@ -104,7 +112,7 @@ class OnnxEngine:
     def generate(self, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool) -> str:
         """The answer to `prompt`; with `raw`, its continuation. Temperature 0 takes the likeliest token each time."""
         if self._generator is None:
-            self._generator = self._session(self._graph(cached=True))
+            self._generator = self._session(self._generating())
         chance = np.random.Generator(np.random.Philox(key=seed))
         given, answer = self._text.prompt(prompt, raw), list[int]()
         past = self._empty_past()
@@ -119,15 +127,15 @@ class OnnxEngine:
             given = [token]
         return self._text.decoded(answer)
 
-    def _graph(self, cached: bool) -> bytes:
+    def _generating(self) -> bytes:
         placement = self._adapter.placement(self._base)
         self._base.give_back()
-        return onnx_graph.body(self._base, self._shape, placement, self.layout, cached)
+        return onnx_graph.body(self._base, self._shape, placement, self.layout, cached=True)
 
     def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any]]:
         """Logits after `given` tokens, of which `seen` others came before; and the keys and values of all."""
-        ids = np.array([given], np.int64)
-        feeds = self._feeds(ids, self._vector[None], np.array([len(given) - 1], np.int64), seen) | past
+        entering = self._embedded(np.array([given], np.int64))
+        feeds = self._feeds(entering, self._vector[None], np.array([len(given) - 1], np.int64), seen) | past
         names = [f"present_{part}_{n}" for n in range(self._shape.layers) for part in ("key", "value")]
         rows, *present = self._generator.run(["rows", *names], feeds)
         (logits,) = self._head.run(["logits"], {"rows": rows, "targets": np.zeros((1, 1), np.int64)})
@@ -145,11 +153,24 @@ class OnnxEngine:
             ids, wanted = _padded(some)
             where = np.flatnonzero(wanted != IGNORE)
             every = np.concatenate([where + k * wanted.size for k in range(len(adapters))])
-            (rows,) = self._body.run(["rows"], self._feeds(ids, adapters, every, 0))
+            (rows,) = self._body.run(["rows"], self._feeds(self._entering(some, ids), adapters, every, 0))
             targets = np.tile(wanted.reshape(-1)[where], len(adapters))
             total += self._nll(rows, targets).reshape(len(adapters), -1).sum(axis=1, dtype=np.float64)
             count += len(where)
         return total, count
+
+    def _entering(self, some: Sequence[Tokens], ids: npt.NDArray[np.int64]) -> Vector:
+        """What enters the first tuned layer, float32 [B, T, D]. No adapter changes it, so it is computed once a sequence."""
+        if self._below is None:
+            return self._embedded(ids)
+        held = [self._kept.get(sequence) for sequence in some]
+        if all(hidden is not None for hidden in held):
+            return _stacked([hidden for hidden in held if hidden is not None], ids.shape[1])
+        (found,) = self._below.run(["hidden"], self._frame(self._embedded(ids), 1, 0))
+        for sequence, hidden in zip(some, found, strict=True):
+            self._kept.put(sequence, hidden[: len(sequence.ids)])
+        entering: Vector = found
+        return entering
 
     def _nll(self, rows: Vector, targets: npt.NDArray[np.int64]) -> Vector:
         parts = []
@@ -160,20 +181,22 @@ class OnnxEngine:
         return np.concatenate(parts)
 
     def _feeds(
-        self, ids: npt.NDArray[np.int64], adapters: Vector, where: npt.NDArray[np.int64], seen: int
+        self, entering: Vector, adapters: Vector, where: npt.NDArray[np.int64], seen: int
     ) -> dict[str, Any]:
-        copies, (sequences, length) = len(adapters), ids.shape
+        return self._frame(entering, len(adapters), seen) | {"adapter": adapters, "where": where}
+
+    def _frame(self, entering: Vector, copies: int, seen: int) -> dict[str, Any]:
+        """What every graph of layers is given: `copies` of [B, T, D], after `seen` tokens."""
+        sequences, length, _ = entering.shape
         cos, sin = self._rotation(seen + length)
         return {
-            "embedded": np.tile(self._embedded(ids), (copies, 1, 1)),
-            "adapter": adapters,
+            "entering": np.tile(entering, (copies, 1, 1)),
             "by_adapter": np.array([copies, sequences * length, -1], np.int64),
             "by_sequence": np.array([copies * sequences, length, -1], np.int64),
             "lengths": np.full(copies * sequences, seen + length - 1, np.int32),
             "total": np.array(seen + length, np.int32),
             "cos": cos,
             "sin": sin,
-            "where": where,
         }
 
     def _embedded(self, ids: npt.NDArray[np.int64]) -> Vector:
@@ -205,6 +228,39 @@ class OnnxEngine:
 def expected_memory(base: QuantizedBase, adapter_size: int) -> int:
     """Bytes of the whole process: the base's file, the packed copy that onnxruntime makes of it, one pass, the adapter."""
     return RUNTIME_BYTES + int(1.6 * base.bytes_on_disk) + 40 * MIB + 8 * adapter_size * 4
+
+
+class Kept:
+    """Hidden states of the sequences used last, float32 [T, D] each, within `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._held: dict[Tokens, Vector] = {}
+
+    def get(self, sequence: Tokens) -> Vector | None:
+        hidden = self._held.pop(sequence, None)
+        if hidden is not None:
+            self._held[sequence] = hidden  # the newest again
+        return hidden
+
+    def put(self, sequence: Tokens, hidden: Vector) -> None:
+        self._drop(sequence)
+        if hidden.nbytes > self._limit:
+            return
+        self._held[sequence] = hidden.copy()
+        self._bytes += hidden.nbytes
+        while self._bytes > self._limit:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, sequence: Tokens) -> None:
+        hidden = self._held.pop(sequence, None)
+        self._bytes -= 0 if hidden is None else hidden.nbytes
+
+
+def first_tuned(placement: Placement, layers: int) -> int:
+    """The first layer that an adapter changes; `layers` if it changes none (the last norm alone, say)."""
+    numbers = [layer_number(module) for module in (*placement.linears, *placement.gains)]
+    return min((n for n in numbers if n is not None), default=layers)
 
 
 def cores() -> int:
@@ -255,6 +311,14 @@ def _padded(some: Sequence[Tokens]) -> tuple[npt.NDArray[np.int64], npt.NDArray[
         ids[row, : len(sequence.ids)] = sequence.ids
         wanted[row, : len(sequence.ids) - 1] = sequence.labels[1:]
     return ids, wanted
+
+
+def _stacked(hidden: list[Vector], length: int) -> Vector:
+    """[T, D] each to [B, `length`, D], zeros behind the shorter ones."""
+    whole = np.zeros((len(hidden), length, hidden[0].shape[1]), np.float32)
+    for row, one in enumerate(hidden):
+        whole[row, : len(one)] = one
+    return whole
 
 
 def _within(sequences: Sequence[Tokens], tokens: int) -> Iterator[Sequence[Tokens]]:

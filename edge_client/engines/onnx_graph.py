@@ -65,9 +65,15 @@ class Shape:
         )
 
 
-def body(base: QuantizedBase, shape: Shape, placement: Placement, layout: Layout, cached: bool) -> bytes:
-    """The model from embeddings to normed rows. With `cached` it reads and writes keys and values, to generate."""
-    return _Body(base, shape, placement, layout, cached).model()
+def body(base: QuantizedBase, shape: Shape, placement: Placement, layout: Layout, cached: bool, first: int = 0) -> bytes:
+    """The model from what enters layer `first` to normed rows. With `cached` it reads and writes keys and values, to
+    generate."""
+    return _Body(base, shape, placement, cached).above(layout, first)
+
+
+def below(base: QuantizedBase, shape: Shape, first: int) -> bytes:
+    """The layers before `first`, where nothing is tuned: embeddings to the hidden states that enter layer `first`."""
+    return _Body(base, shape, Placement(0, 1.0, {}, {}), False).below(first)
 
 
 def head(base: QuantizedBase, shape: Shape) -> bytes:
@@ -117,7 +123,7 @@ def _external(graph: Graph, base: QuantizedBase, name: str, suffix: str) -> str:
 class _Body:
     """Writes the body, layer by layer. Hidden states are [K, M, D] with M = sequences · tokens, and [K·B, T, ·] in attention."""
 
-    def __init__(self, base: QuantizedBase, shape: Shape, placement: Placement, layout: Layout, cached: bool) -> None:
+    def __init__(self, base: QuantizedBase, shape: Shape, placement: Placement, cached: bool) -> None:
         self._base, self._shape, self._placement, self._cached = base, shape, placement, cached
         self._graph = g = Graph("body")
         self._names = set(base.names())
@@ -127,19 +133,31 @@ class _Body:
         self._total = g.input("total", "int32", [])
         self._cos = g.input("cos", "float32", ["C", shape.head // 2])
         self._sin = g.input("sin", "float32", ["C", shape.head // 2])
-        self._parts = self._split(g.input("adapter", "float32", ["K", layout.size]), layout)
+        self._parts: dict[int, str] = {}
 
-    def model(self) -> bytes:
+    def below(self, first: int) -> bytes:
+        hidden = self._layers(range(first))
+        self._graph.rename(self._graph.add("Reshape", [hidden, self._by_sequence]), "hidden")
+        self._graph.output("hidden", "float32", ["S", "T", self._shape.hidden])
+        return self._graph.model()
+
+    def above(self, layout: Layout, first: int) -> bytes:
         g = self._graph
-        hidden = g.add("Reshape", [g.input("embedded", "float32", ["S", "T", self._shape.hidden]), self._by_adapter])
-        for number in range(self._shape.layers):
-            hidden = self._layer(number, hidden)
+        self._parts = self._split(g.input("adapter", "float32", ["K", layout.size]), layout)
+        hidden = self._layers(range(first, self._shape.layers))
         normed = self._norm("model.norm", hidden)
         flat = g.add("Reshape", [normed, g.constant(np.array([-1, self._shape.hidden], np.int64))])
         rows = g.add("Gather", [flat, g.input("where", "int64", ["N"])], axis=0)
         g.rename(rows, "rows")
         g.output("rows", "float32", ["N", self._shape.hidden])
         return g.model()
+
+    def _layers(self, numbers: range) -> str:
+        g = self._graph
+        hidden = g.add("Reshape", [g.input("entering", "float32", ["S", "T", self._shape.hidden]), self._by_adapter])
+        for number in numbers:
+            hidden = self._layer(number, hidden)
+        return hidden
 
     def _split(self, adapter: str, layout: Layout) -> dict[int, str]:
         """The adapter's tensors by where they start in the flat vector, each [K, *shape]."""

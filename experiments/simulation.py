@@ -1,0 +1,108 @@
+"""A federation in one process: every device in turn on one engine, real payloads, the coordinator's own arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from coordinator import publish
+from coordinator.stores.memory import MemoryBlobs
+from edge_client.engines import Tokens
+from edge_client.methods import Draw, Method
+from edge_client.session import batch_seed, fitting_method, settled
+from wire import spec
+from wire.codecs import State
+from wire.delta import Delta, Layout, Vector
+from wire.messages import Contribution, Metrics
+from wire.run_spec import RunSpec
+from wire.scalars import Directions, Step, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up."""
+
+    forwards: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+
+
+class Simulation:
+    """One run. `devices` hold tokenized text; all of them take part in every round."""
+
+    def __init__(self, wanted: RunSpec, base: Any, engine_class: Any, threads: int, max_memory: int | None) -> None:
+        self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
+        self.layout: Layout = self.adapter_row.layout(base)
+        self.method: Method = fitting_method(self.run, engine_class)
+        self.engine = engine_class.load(base, self.adapter_row, self.layout, max_memory, threads=threads)
+        self._by = publish.rules(self.run, self.layout)
+        self._blobs = MemoryBlobs()
+        self._codec_states: dict[str, State] = {}
+        first = self.adapter_row.initial(self.layout, self.run.seed)
+        self._release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
+        self._state = Trajectory.start(self.run.directions or Directions(), first)
+
+    @property
+    def adapter(self) -> Vector:
+        """The newest release's adapter, float32 [layout.size]."""
+        return self._state.adapter
+
+    def round(self, devices: Mapping[str, Sequence[Tokens]]) -> Spent:
+        """Every device trains from the newest release; their updates make the next one."""
+        number, accepted, spent = self._release.version + 1, [], Spent()
+        for device, train in devices.items():
+            began = time.process_time()
+            key = self._state.directions.key(self.run.seed, number, device)
+            draw = Draw(batch_seed(self.run, device, number), key, (number - 1) / self.run.rounds)
+            trained = self.method.train(self.engine, self._state, train, draw)
+            payload = self._encoded(device, trained.update)
+            seconds = time.process_time() - began
+            spent = Spent(
+                spent.forwards + trained.forwards, spent.seconds + seconds, spent.bytes_up + len(payload)
+            )
+            accepted.append(self._contribution(device, number, payload, len(train)))
+        self._publish(accepted)
+        return spent
+
+    def _encoded(self, device: str, update: Any) -> bytes:
+        if not isinstance(update, Delta):
+            payload: bytes = update.encode(self.layout)
+            return payload
+        codec = self._by.codec
+        assert codec is not None, "a run whose method makes deltas has a codec"
+        payload, self._codec_states[device] = codec.encode(
+            update, self._codec_states.get(device) or codec.init(self.layout)
+        )
+        return payload
+
+    def _contribution(self, device: str, number: int, payload: bytes, examples: int) -> Contribution:
+        digest = self._blobs.put(payload)
+        named = (self.run.base.digest, self._release.digest)
+        return Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
+
+    def _publish(self, accepted: list[Contribution]) -> None:
+        made = publish.combine(self._by, self._release, accepted, self._blobs)
+        for blob in made.blobs:
+            self._blobs.put(blob)
+        self._release = made.release
+        if made.release.step is not None:
+            step = Step.parse(self._blobs.get(made.release.step), self._state.directions)
+            self._state = self._state.after(step)
+        else:
+            adapter = publish.vector(self._blobs.get(made.release.adapter or ""), self.layout.size)
+            self._state = dataclasses.replace(self._state, adapter=adapter)
+
+
+def _named(wanted: RunSpec, base: Any) -> Any:
+    return dataclasses.replace(wanted.base, digest=base.identity)
+
+
+def spec_of(name: str, method: spec.Plain, rounds: int, devices: int, base: spec.Plain, seed: int) -> spec.Plain:
+    """A run's table for `devices` that all take part."""
+    return {
+        "name": name, "base": base, "rounds": rounds, "cohort": {"goal": devices}, "method": method, "seed": seed,
+    }  # fmt: skip
+
+
