@@ -54,11 +54,11 @@ def step_ratio(name: str) -> float:
     """Median over pairs, in processor seconds: one after the other, so that both meet the same machine."""
     table = {"id": "mezo", "local_steps": 1, "batch": 1}
     method: Method = spec.build(METHODS, table)
-    engine, _layout, start = _loaded(name, "int4-onnx", method.tunes())
+    engine, layout, start = _loaded(name, "int4-onnx", method.tunes())
     train = engine.tokenize([Example(text=TEXT)], 128)[:1]
     engine.losses(train, [start, start])
     ratios = []
-    state = Trajectory.start(method.directions() or Directions(), start)
+    state = Trajectory.start(method.directions() or Directions(), layout, start)
     for number in range(PAIRS):
         draw = Draw(number)
         step = _seconds(lambda draw=draw: method.train(engine, state, train, draw))
@@ -82,9 +82,9 @@ def _loaded(name: str, base_format: str, adapter: Adapter) -> tuple[Any, Any, An
 
 def _tuned(engine_name: str, base_format: str, table: dict[str, Any]) -> dict[str, int]:
     method: Method = spec.build(METHODS, table)
-    engine, _, initial = _loaded(engine_name, base_format, method.tunes())
+    engine, layout, initial = _loaded(engine_name, base_format, method.tunes())
     train = engine.tokenize([Example(text=TEXT)], 128)
-    state = Trajectory.start(method.directions() or Directions(), initial)
+    state = Trajectory.start(method.directions() or Directions(), layout, initial)
     for number in range(2):
         engine.write(state.adapter)
         engine.loss(train[:4])

@@ -12,7 +12,7 @@ import numpy as np
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer
 from coordinator.stores import Blobs
-from wire import scalars, spec
+from wire import scalars, spec, split
 from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, Refused, SpecError, StoreError
@@ -20,6 +20,10 @@ from wire.messages import Contribution, ReleaseManifest, Share
 from wire.prng import Strand, Units
 from wire.run_spec import RunSpec
 from wire.scalars import Directions, Scalars, Step, Trajectory
+from wire.split import Split
+
+Update = Delta | Scalars | Split
+"""The forms of an update, by who made it: with gradients, without, or with gradients for some layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +41,19 @@ class Rules:
         return self.spec.directions
 
     def max_bytes(self) -> int:
-        """The longest payload of either form."""
-        coded = self.codec.max_bytes(self.layout) if self.codec else 0
-        return max(coded, self.directions.max_bytes() if self.directions else 0)
+        """The longest payload of any form."""
+        if self.codec and self.directions:
+            return split.max_bytes(self.codec, self.directions, self.layout)
+        return self.codec.max_bytes(self.layout) if self.codec else self.spec_directions().max_bytes()
 
-    def read(self, payload: bytes | memoryview) -> Delta | Scalars:
+    def spec_directions(self) -> Directions:
+        assert self.directions is not None, "a run without a codec has directions"
+        return self.directions
+
+    def read(self, payload: bytes | memoryview) -> Update:
         """A payload of a form that this run admits. Total: raises PayloadError for everything else."""
+        if split.is_split(payload) and self.codec and self.directions:
+            return split.decode(payload, self.codec, self.directions, self.layout)
         if scalars.is_scalars(payload):
             if self.directions is None:
                 raise PayloadError(Reason.WRONG_CODEC, "this run admits no updates in scalars")
@@ -51,18 +62,27 @@ class Rules:
             raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
         return self.codec.decode(payload, self.layout)
 
-    def vector(self, update: Delta | Scalars, number: int, device: str) -> Vector:
+    def vector(self, update: Update, number: int, device: str) -> Vector:
         """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed."""
         if isinstance(update, Delta):
             return update.vector
+        key = self.spec_directions().key(self.spec.seed, number, device)
+        if isinstance(update, Split):
+            return update.vector(key, number - 1)
         zero = np.zeros(self.layout.size, np.float32)
-        key = update.directions.key(self.spec.seed, number, device)
-        return Trajectory.start(update.directions, zero).delta(Step(((key, update.units),)))
+        start = Trajectory.start(update.directions, self.layout, zero, number - 1)
+        return start.delta(Step(((key, update.units),)))
 
-    def noise(self, update: Delta | Scalars) -> float:
+    def noise(self, update: Update) -> float:
         """The variance of an update's direction relative to the gradient's square: (d - 1) / M for M scalars in d
-        dimensions, 0 for a delta, whose sampling noise all devices share."""
-        return 0.0 if isinstance(update, Delta) else (self.layout.size - 1) / update.directions.count
+        dimensions, 0 for a delta, whose sampling noise all devices share. A split update has that of its scalars, by their
+        share of the entries: as if each entry had the same part of the gradient."""
+        if isinstance(update, Delta):
+            return 0.0
+        if isinstance(update, Split):
+            lower = update.layout.below(update.below).size
+            return (lower - 1) / update.scalars.directions.count * lower / self.layout.size
+        return (self.layout.size - 1) / update.directions.count
 
 
 def rules(run: RunSpec, layout: Layout) -> Rules:
@@ -180,7 +200,7 @@ def _rounded(total: Units, by: int) -> Units:
 def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) -> Trajectory:
     """Where a run of scalars stands after `steps`, oldest first (of a pool only the newest counts)."""
     assert by.directions is not None, "a run without a codec has directions"
-    state = Trajectory.start(by.directions, initial_adapter)
+    state = Trajectory.start(by.directions, by.layout, initial_adapter)
     for data in steps:
         state = state.after(Step.parse(data, by.directions))
     return state

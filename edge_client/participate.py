@@ -15,11 +15,13 @@ from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
 from wire import spec
 from wire.codecs import State
+from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
 from wire.run_spec import RunSpec
 from wire.scalars import Scalars, Trajectory
+from wire.split import Split
 
 Event = Callable[[str, dict[str, Any]], None]
 """Told what happens, by name, with plain values: what progress bars and `--json` show."""
@@ -116,12 +118,22 @@ def _train(state: DeviceState, work: Work, task: Task, start: Trajectory, tell: 
     return work.method.train(work.engine, start, work.train, draw, progress)
 
 
-def _encode(state: DeviceState, work: Work, update: Delta | Scalars) -> tuple[bytes, State]:
+def _encode(state: DeviceState, work: Work, update: Delta | Scalars | Split) -> tuple[bytes, State]:
     """The payload in the form of the update, and the codec state that its receipt will confirm."""
     if isinstance(update, Scalars):
         return update.encode(work.layout), {}
     assert work.codec is not None, "a method that makes deltas is given to runs with a codec alone"
-    return work.codec.encode(update, state.codec_state(work.run) or work.codec.init(work.layout))
+    if isinstance(update, Split):
+        return update.encode(work.codec, codec_state(work.codec, update.delta.layout, state.codec_state(work.run)))
+    return work.codec.encode(update, codec_state(work.codec, update.layout, state.codec_state(work.run)))
+
+
+def codec_state(codec: Chain, layout: Layout, kept: State | None) -> State:
+    """The state to encode with: the one that was kept, if it is of `layout`. A device that cuts elsewhere than before starts
+    anew: what it had not sent of the layers above was little."""
+    fresh = codec.init(layout)
+    fits = kept is not None and all(key in kept and kept[key].shape == value.shape for key, value in fresh.items())
+    return kept if kept is not None and fits else fresh
 
 
 def _contribution(

@@ -58,7 +58,7 @@ def _whole(fetched: Fetched, run: RunSpec, layout: Layout) -> Held:
     """A release that is an adapter."""
     _same(spec.bytes_digest(fetched.data), fetched.release.adapter, "the adapter is not the one its release names")
     adapter = _vector(fetched.data, layout.size)
-    start = Trajectory.start(run.directions or Directions(), adapter)
+    start = Trajectory.start(run.directions or Directions(), layout, adapter, fetched.release.version)
     return Held(fetched.release, start, "", len(fetched.data))
 
 
@@ -66,7 +66,7 @@ def _first(run: RunSpec, layout: Layout, initial: Vector) -> Held:
     assert run.directions is not None, "a run of scalars has directions"
     digest = spec.bytes_digest(memoryview(initial.astype("<f4").data).cast("B"))
     release = ReleaseManifest.first(run, layout, digest)
-    return Held(release, Trajectory.start(run.directions, initial), release.digest, 0)
+    return Held(release, Trajectory.start(run.directions, layout, initial), release.digest, 0)
 
 
 def _advanced(held: Held, fetched: Fetched, directions: Directions, layout: Layout, combine: Combine) -> Held:
@@ -93,7 +93,8 @@ def _snapshot(held: Held, fetched: Fetched, layout: Layout) -> Trajectory:
     curvature = None if start.curvature is None else _vector(fetched.data[cut:], layout.size)
     if len(fetched.data) != cut * (1 if curvature is None else 2):
         raise PayloadError(Reason.BAD_SIZE, "a snapshot of another length than its layout says")
-    return dataclasses.replace(start, adapter=adapter, curvature=curvature)
+    version = fetched.release.version
+    return dataclasses.replace(start, adapter=adapter, curvature=curvature, version=version, moved=None)
 
 
 def _vector(data: memoryview, size: int) -> Vector:

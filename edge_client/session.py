@@ -139,14 +139,17 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
     directions = [found for row in rows if (found := row.directions()) is not None]
     if len({row.tunes().layout(base).digest for row in rows}) > 1:
         raise SpecError("method and forward_method tune different adapters: give both the same [adapter]")
-    if len(directions) > 1:
-        raise SpecError("method and forward_method both send scalars: a run has one set of directions")
+    if len(set(directions)) > 1:
+        raise SpecError(
+            "method and forward_method send scalars along other directions: a run has one set, so give both the same"
+            " number of them, bits and subspace, and methods that draw alike"
+        )
     changed = dataclasses.replace(
         wanted,
         method=spec.plain(rows[0]),
         forward_method=spec.plain(rows[1]) if len(rows) > 1 else None,
         directions=directions[0] if directions else None,
-        codec=None if len(directions) == len(rows) else wanted.codec,
+        codec=wanted.codec if any(row.deltas for row in rows) else None,
     )
     return changed, rows[0].tunes()
 

@@ -42,7 +42,7 @@ class Simulation:
         self._codec_states: dict[str, State] = {}
         first = self.adapter_row.initial(self.layout, self.run.seed)
         self._release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
-        self._state = Trajectory.start(self.run.directions or Directions(), first)
+        self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
 
     @property
     def adapter(self) -> Vector:
@@ -59,9 +59,7 @@ class Simulation:
             trained = self.method.train(self.engine, self._state, train, draw)
             payload = self._encoded(device, trained.update)
             seconds = time.process_time() - began
-            spent = Spent(
-                spent.forwards + trained.forwards, spent.seconds + seconds, spent.bytes_up + len(payload)
-            )
+            spent = Spent(spent.forwards + trained.forwards, spent.seconds + seconds, spent.bytes_up + len(payload))
             accepted.append(self._contribution(device, number, payload, len(train)))
         self._publish(accepted)
         return spent
@@ -92,7 +90,7 @@ class Simulation:
             self._state = self._state.after(step)
         else:
             adapter = publish.vector(self._blobs.get(made.release.adapter or ""), self.layout.size)
-            self._state = dataclasses.replace(self._state, adapter=adapter)
+            self._state = Trajectory.start(self._state.directions, self.layout, adapter, made.release.version)
 
 
 def _named(wanted: RunSpec, base: Any) -> Any:
@@ -104,5 +102,3 @@ def spec_of(name: str, method: spec.Plain, rounds: int, devices: int, base: spec
     return {
         "name": name, "base": base, "rounds": rounds, "cohort": {"goal": devices}, "method": method, "seed": seed,
     }  # fmt: skip
-
-

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_client.data import Example, Message
 from experiments import texts
@@ -77,7 +78,7 @@ def _asked(text: str, label: str) -> Example:
     return Example(messages=(Message("user", text), Message("assistant", label)))
 
 
-def _cut(some: Sequence[Example], shares: Sequence[float]) -> list[list[Example]]:
+def _cut(some: Sequence[Example], shares: npt.NDArray[np.float64]) -> list[list[Example]]:
     ends = np.rint(np.cumsum(shares) * len(some)).astype(int)
     starts = [0, *ends[:-1]]
     return [list(some[start:end]) for start, end in zip(starts, ends, strict=True)]

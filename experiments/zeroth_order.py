@@ -51,6 +51,15 @@ ROWS: dict[str, Plain] = {
         {"id": "mezo", "adapter": {"id": "lora", "rank": 8, "tuned": "B", "targets": ["q_proj", "v_proj"], "layers": 6}}
         | ZO | {"learning_rate": 3e-3, "epsilon": 2e-3}
     ),
+    "mezo subzero": {"id": "mezo", "adapter": CORE, "subspace": {"structure": "subzero", "rank": 4, "refresh": 2}} | ZO,
+    "mezo lozo": {"id": "mezo", "adapter": CORE, "subspace": {"structure": "lozo", "rank": 2, "refresh": 2}} | ZO,
+    "fwdllm core": {"id": "fwdllm", "adapter": CORE} | ZO,
+    "hybrid": {"id": "hybrid", "rank": 8, "layers": 8, "learning_rate": 1e-3, "learning_rate_below": 1e-4} | FO,
+    "lora in those layers": {"id": "lora", "adapter": {"id": "lora", "rank": 8, "layers": 8}, "learning_rate": 1e-3} | FO,
+    "hybrid core": {
+        "id": "hybrid", "adapter": {"id": "lora_sb", "rank": 8}, "layers": 8, "learning_rate": 1e-2,
+        "learning_rate_below": 1e-2,
+    } | FO,
     "ferret core": {"id": "ferret", "adapter": CORE, "projections": 256, "learning_rate": 1e-2} | FO,
 }  # fmt: skip
 """Name -> a row of METHODS."""
@@ -106,7 +115,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--devices", type=int, default=4)
-    parser.add_argument("--forwards", type=int, default=1200, help="forwards of the zeroth-order rows, over all devices")
+    parser.add_argument(
+        "--forwards", type=int, default=1200, help="forwards of the zeroth-order rows, over all devices"
+    )
     parser.add_argument("--train", type=int, default=320, help="training examples, over all devices")
     parser.add_argument("--held-out", type=int, default=64, help="test examples measured")
     parser.add_argument("--points", type=int, default=4, help="measurements of a curve after its start")
@@ -119,7 +130,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _process(row: str, seed: int) -> None:
-    subprocess.run([sys.executable, "-m", "experiments.zeroth_order", *sys.argv[1:], "--cell", row, str(seed)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "experiments.zeroth_order", *sys.argv[1:], "--cell", row, str(seed)], check=True
+    )
 
 
 def measured(args: argparse.Namespace, row: str, seed: int) -> Cell:
@@ -161,11 +174,13 @@ class Measure:
     def point(self, adapter: Vector, rounds: int, spent: Spent) -> Point:
         self._engine.write(adapter)
         loss, accuracy = self._chosen() if self._labels else (self._mean(self._plain), float("nan"))
-        return Point(rounds, spent.forwards, round(spent.seconds, 1), spent.bytes_up, round(loss, 4), round(accuracy, 4))
+        return Point(
+            rounds, spent.forwards, round(spent.seconds, 1), spent.bytes_up, round(loss, 4), round(accuracy, 4)
+        )
 
     def _mean(self, sequences: Sequence[Tokens]) -> float:
         total, targets = self._engine.loss(sequences)
-        return float(total) / targets
+        return float(total / targets)
 
     def _chosen(self) -> tuple[float, float]:
         """The mean loss of the right answers in nats a target, and how often they are the likeliest as a whole."""

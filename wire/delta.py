@@ -67,6 +67,14 @@ class Layout:
             yield tensor, slice(start, start + tensor.size)
             start += tensor.size
 
+    def below(self, count: int) -> Layout:
+        """The first `count` tensors. Raises ValueError for none."""
+        return Layout(self.tensors[:count])
+
+    def above(self, count: int) -> Layout:
+        """The tensors after the first `count`. Raises ValueError for none."""
+        return Layout(self.tensors[count:])
+
     def split(self, vector: Vector) -> dict[str, Vector]:
         """Views of `vector` [size] by name, each in its tensor's shape."""
         if vector.shape != (self.size,):

@@ -12,6 +12,7 @@ from wire import spec
 from wire.delta import Layout
 from wire.errors import PayloadError, Reason
 from wire.run_spec import DIGEST, NAME, RunSpec
+from wire.spec import LATER
 
 PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
@@ -183,13 +184,13 @@ class ReleaseManifest:
     adapter: str | None
     optimizer_state: str | None
     contributions: tuple[Share, ...]
-    step: str | None = None
-    trail: str | None = None
+    step: str | None = dataclasses.field(default=None, metadata=LATER)
+    trail: str | None = dataclasses.field(default=None, metadata=LATER)
     schema: str = "edgetune-release-1"
 
     @property
     def digest(self) -> str:
-        return spec.digest_without(self, "step", "trail")
+        return spec.digest(self)
 
     @classmethod
     def first(cls, run: RunSpec, layout: Layout, adapter: str) -> ReleaseManifest:

@@ -53,13 +53,24 @@ def philox(counter: tuple[Words, Words, Words, Words], key: int) -> tuple[Words,
     return c0, c1, c2, c3
 
 
+def words(key: int, direction: int, count: int) -> npt.NDArray[np.uint32]:
+    """The first `count` words of a direction's stream, uint32 [count]."""
+    return _stream(key, direction, 0, -(-count // 4)).reshape(-1)[:count].astype(np.uint32)
+
+
 def bits(key: int, direction: int, first: int, blocks: int) -> npt.NDArray[np.uint8]:
     """The bits of `blocks` Philox blocks from block `first` on, one a byte: uint8 [blocks · 128] of 0 and 1."""
+    stream = _stream(key, direction, first, blocks)
+    return np.unpackbits(stream.view(np.uint8).reshape(-1), bitorder="little")
+
+
+def _stream(key: int, direction: int, first: int, blocks: int) -> npt.NDArray[np.uint32]:
+    """Philox words of `blocks` blocks from block `first` on, little-endian [blocks, 4]."""
     at = np.arange(first, first + blocks, dtype=np.uint64)
     low, high = np.uint64(direction & 0xFFFFFFFF), np.uint64(direction >> 32)
-    words = philox((at, np.zeros_like(at), np.full_like(at, low), np.full_like(at, high)), key)
-    stream = np.stack(words, axis=1).astype("<u4")
-    return np.unpackbits(stream.view(np.uint8).reshape(-1), bitorder="little")
+    found = philox((at, np.zeros_like(at), np.full_like(at, low), np.full_like(at, high)), key)
+    stream: npt.NDArray[np.uint32] = np.stack(found, axis=1).astype("<u4")
+    return stream
 
 
 def signs(key: int, direction: int, size: int) -> Signs:

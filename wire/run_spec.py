@@ -84,8 +84,8 @@ class RunSpec:
     server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
     evaluation: Evaluation = Evaluation()
     seed: int = 0
-    forward_method: Plain | None = None
-    directions: Directions | None = None
+    forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
+    directions: Directions | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:
@@ -99,7 +99,7 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        return spec.digest_without(self, "forward_method", "directions")
+        return spec.digest(self)
 
     def chain(self) -> chain.Chain | None:
         """The codec of deltas, None for a run that admits none. Raises SpecError."""

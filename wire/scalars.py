@@ -21,6 +21,7 @@ from wire import prng, spec
 from wire.delta import Layout, Vector
 from wire.errors import PayloadError, Reason
 from wire.prng import Combine, Strand, Units
+from wire.subspace import Basis, Subspace
 
 MAGIC = b"ETS1"
 STEP_MAGIC = b"ETR1"
@@ -42,13 +43,15 @@ class Directions:
 
     `drawn` "round": the same `count` directions for every device of a round; "device": each device its own; "pool":
     `count` directions for the whole run, of which a device measures some. `bits` a multiple, with one exponent a
-    payload. `curvature` is HiSo's ν: how fast the diagonal that scales directions follows the run; 0 for none.
+    payload. `curvature` is HiSo's ν: how fast the diagonal that scales directions follows the run; 0 for none. With
+    `subspace` directions are of low rank.
     """
 
     drawn: Literal["round", "device", "pool"] = "round"
     count: int = 64
     bits: Literal[8, 16, 32] = 16
     curvature: float = 0.0
+    subspace: Subspace | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= 65_536:
@@ -57,6 +60,10 @@ class Directions:
             raise ValueError("curvature must lie in [0, 1)")
         if self.curvature and self.drawn != "round":
             raise ValueError("curvature needs directions drawn by round")
+        if self.subspace and self.curvature:
+            raise ValueError("curvature needs directions that are drawn entry by entry, without a subspace")
+        if self.subspace and self.drawn == "pool" and self.subspace.refresh:
+            raise ValueError("a pool's directions are the run's: give its subspace refresh = 0")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -100,9 +107,9 @@ class Scalars:
     def encode(self, layout: Layout) -> bytes:
         """The payload."""
         values = self.values.astype(_DTYPES[self.directions.bits])
-        if self.directions.drawn != "pool":
-            return _header(layout, self.directions) + struct.pack("<BH", self.exponent, 0) + values.tobytes()
         used = np.flatnonzero(values)
+        if self.directions.drawn != "pool" and not 0 < len(used) * (2 + values.itemsize) < values.nbytes:
+            return _header(layout, self.directions) + struct.pack("<BH", self.exponent, 0) + values.tobytes()
         if len(used) > 0xFFFF:
             raise ValueError("a payload names at most 65,535 directions")
         head = struct.pack("<BH", self.exponent, len(used))
@@ -132,15 +139,17 @@ def decode(payload: bytes | memoryview, directions: Directions, layout: Layout) 
 
 def _values(body: memoryview, named: int, directions: Directions) -> npt.NDArray[np.int32]:
     dtype = np.dtype(_DTYPES[directions.bits])
-    pool = directions.drawn == "pool"
-    expected = named * (2 + dtype.itemsize) if pool else directions.count * dtype.itemsize
-    if len(body) != expected or (not pool and named):
+    by_name = directions.drawn == "pool" or named > 0
+    expected = named * (2 + dtype.itemsize) if by_name else directions.count * dtype.itemsize
+    if len(body) != expected:
         raise PayloadError(Reason.BAD_PAYLOAD, f"expected {expected} bytes of numbers, got {len(body)}")
-    if not pool:
+    if not by_name:
         return np.frombuffer(body, dtype).astype(np.int32)
     indices = np.frombuffer(body, "<u2", named).astype(np.int64)
     if named and (np.any(np.diff(indices) <= 0) or indices[-1] >= directions.count):
-        raise PayloadError(Reason.BAD_PAYLOAD, "directions must be named once, in order, and be of the pool")
+        raise PayloadError(
+            Reason.BAD_PAYLOAD, "directions must be named once, in order, and be of the round's or the pool's"
+        )
     values = np.zeros(directions.count, np.int32)
     values[indices] = np.frombuffer(body[2 * named :], dtype)
     return values
@@ -194,21 +203,26 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Where a scalar run stands: its first adapter, its present one, and the curvature that scales directions.
+    """Where a run of scalars stands: its first adapter, its present one, and the curvature that scales directions.
 
-    float32 [size] each; `curvature` is None where the run uses none; `sums` are a pool's multiples, int64 [count].
+    float32 [layout.size] each; `curvature` is None where the run uses none; `sums` are a pool's multiples, int64 [count];
+    `version` is the release that `adapter` is of, and `moved` what the last step added to it, None where that is not known.
     Every operation is one IEEE rounding an entry, so that numpy, numba and torch walk the same way.
     """
 
     directions: Directions
+    layout: Layout
     initial: Vector
     adapter: Vector
     curvature: Vector | None
+    version: int = 0
     sums: Units | None = None
+    moved: Vector | None = None
 
     @classmethod
-    def start(cls, directions: Directions, initial: Vector) -> Trajectory:
-        return cls(directions, initial, initial, np.ones_like(initial) if directions.curvature else None)
+    def start(cls, directions: Directions, layout: Layout, initial: Vector, version: int = 0) -> Trajectory:
+        curvature = np.ones_like(initial) if directions.curvature else None
+        return cls(directions, layout, initial, initial, curvature, version)
 
     def scale(self) -> npt.NDArray[np.int64] | None:
         """What each entry of a direction is multiplied by, in 1/256; None for 1. round(256 / sqrt(h)), within 1/4 and 4."""
@@ -219,13 +233,23 @@ class Trajectory:
 
     def direction(self, key: int, number: int) -> Vector:
         """A direction as this run perturbs along it, float32 [size]."""
+        basis = self._basis()
+        if basis is not None:
+            return basis.widened(prng.signs(key, number, basis.drawn)).astype(np.float32)
         drawn = prng.signs(key, number, len(self.initial)).astype(np.float32)
         scale = self.scale()
         return drawn if scale is None else drawn * (scale.astype(np.float32) / np.float32(1 << SCALE_BITS))
 
     def delta(self, step: Step, combine: Combine = prng.combine) -> Vector:
         """What `step` adds to the adapter (with a pool: to the first adapter), float32 [size]."""
+        basis = self._basis()
+        if basis is not None:
+            return self.scaled(basis.widened(combine(step.strands, basis.drawn)))
         return self.scaled(combine(step.strands, len(self.initial)))
+
+    def _basis(self) -> Basis | None:
+        subspace = self.directions.subspace
+        return None if subspace is None else subspace.basis(self.layout, self.version)
 
     def scaled(self, total: Units) -> Vector:
         scale = self.scale()
@@ -235,10 +259,12 @@ class Trajectory:
 
     def after(self, step: Step, combine: Combine = prng.combine) -> Trajectory:
         """The trajectory one release later."""
-        delta = self.delta(step, combine)
+        delta, version = self.delta(step, combine), self.version + 1
         if self.directions.drawn == "pool":
-            return dataclasses.replace(self, adapter=self.initial + delta, sums=step.strands[0][1])
-        return dataclasses.replace(self, adapter=self.adapter + delta, curvature=self._followed(delta, step))
+            adapter, sums = self.initial + delta, step.strands[0][1]
+            return dataclasses.replace(self, adapter=adapter, sums=sums, version=version, moved=adapter - self.adapter)
+        adapter, curvature = self.adapter + delta, self._followed(delta, step)
+        return dataclasses.replace(self, adapter=adapter, curvature=curvature, version=version, moved=delta)
 
     def _followed(self, delta: Vector, step: Step) -> Vector | None:
         """h + ν (Δ² / Σ multiple² - h): along independent signs, Δ² has Σ multiple² as its mean, so h stays near 1."""

@@ -101,10 +101,15 @@ def _checked(good: bool, value: Any, where: str, expected: str) -> Any:
     return value
 
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field that was added later: while it is None it is absent from the plain form, so that whatever was named by
+a digest before keeps its name."""
+
+
 def plain(row: Any) -> Any:
     """The inverse of `build` and `parse`: plain tables, with an `id` wherever the row's class has one."""
     if dataclasses.is_dataclass(row) and not isinstance(row, type):
-        table = {f.name: plain(getattr(row, f.name)) for f in dataclasses.fields(row) if f.init}
+        table = {f.name: plain(getattr(row, f.name)) for f in dataclasses.fields(row) if f.init and _said(row, f)}
         row_id = getattr(row, "id", None)
         return {"id": row_id, **table} if isinstance(row_id, str) else table
     if isinstance(row, Mapping):
@@ -112,6 +117,10 @@ def plain(row: Any) -> Any:
     if isinstance(row, list | tuple):
         return [plain(v) for v in row]
     return row
+
+
+def _said(row: Any, field: Any) -> bool:
+    return not ("later" in field.metadata and getattr(row, field.name) is None)
 
 
 def canonical(value: Any) -> bytes:
@@ -126,13 +135,6 @@ def digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(canonical(value)).hexdigest()
-
-
-def digest_without(value: Any, *optional: str) -> str:
-    """The digest of `value` without those of its `optional` fields that are None: what was named before a field was added
-    keeps its name."""
-    table = plain(value)
-    return digest({k: v for k, v in table.items() if v is not None or k not in optional})
 
 
 def bytes_digest(data: bytes | memoryview) -> str:

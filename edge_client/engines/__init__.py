@@ -91,6 +91,26 @@ class GradEngine(Engine, Protocol):
         """One optimizer step on the mean loss of `batch`; returns that loss in nats. Raises MachineError if not finite."""
 
 
+class HybridEngine(GradEngine, Protocol):
+    """Gradients for the upper layers, losses for the lower ones: what hybrid order needs."""
+
+    def cut(self, layers: int | None, batch: int, length: int) -> int:
+        """From now on `step` tunes the last `layers` layers alone; None: as many as the memory allows for steps of `batch`
+        sequences of `length` tokens. How many of the layout's tensors lie below: 0 if none do. Raises MachineError if not
+        even one layer fits, SpecError for an adapter whose tensors are not in the layers' order."""
+
+    def share_below(self) -> float:
+        """The layers below the cut, as a share of all."""
+
+    def surrogates(self, adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
+        """For the batch of the last `step`, float64 [K]: the loss's derivative by what enters the first layer above the cut,
+        times what enters under each of `adapters`, float32 [entries below]. Differences are differences of the loss, to
+        first order. The adapter below the cut is unspecified afterwards."""
+
+    def write_below(self, vector: Vector) -> None:
+        """Set the entries below the cut."""
+
+
 ENGINES: Mapping[str, str] = {
     "onnx": "edge_client.engines.onnx_engine:OnnxEngine",
     "torch": "edge_client.engines.torch_engine:TorchEngine",

@@ -82,7 +82,9 @@ class OnnxEngine:
             raise MachineError(
                 f"--max-memory {max_memory / MIB:.0f}M is too little for this base: {expected / MIB:.0f}M is the least"
             )
-        return cls(base, adapter, layout, threads or cores(), KEPT_BYTES if max_memory is None else max_memory - expected)
+        return cls(
+            base, adapter, layout, threads or cores(), KEPT_BYTES if max_memory is None else max_memory - expected
+        )
 
     @classmethod
     def missing(cls) -> str | None:
@@ -180,9 +182,7 @@ class OnnxEngine:
             parts.append(nll[:, 0])
         return np.concatenate(parts)
 
-    def _feeds(
-        self, entering: Vector, adapters: Vector, where: npt.NDArray[np.int64], seen: int
-    ) -> dict[str, Any]:
+    def _feeds(self, entering: Vector, adapters: Vector, where: npt.NDArray[np.int64], seen: int) -> dict[str, Any]:
         return self._frame(entering, len(adapters), seen) | {"adapter": adapters, "where": where}
 
     def _frame(self, entering: Vector, copies: int, seen: int) -> dict[str, Any]:

@@ -65,7 +65,9 @@ class Shape:
         )
 
 
-def body(base: QuantizedBase, shape: Shape, placement: Placement, layout: Layout, cached: bool, first: int = 0) -> bytes:
+def body(
+    base: QuantizedBase, shape: Shape, placement: Placement, layout: Layout, cached: bool, first: int = 0
+) -> bytes:
     """The model from what enters layer `first` to normed rows. With `cached` it reads and writes keys and values, to
     generate."""
     return _Body(base, shape, placement, cached).above(layout, first)

@@ -13,7 +13,7 @@ import torch
 
 from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens, torch_loss, torch_memory, torch_model
+from edge_client.engines import IGNORE, Optimizer, Tokens, torch_cut, torch_loss, torch_memory, torch_model
 from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
@@ -45,6 +45,8 @@ class TorchEngine:
         for factor in self._factors:
             factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
+        self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._cut = torch_cut.WHOLE
         self.start(Optimizer())
         give_back()
 
@@ -71,9 +73,15 @@ class TorchEngine:
         return self._text.sequences(examples, length)
 
     def write(self, vector: Vector) -> None:
+        self._write(vector, len(self._factors))
+
+    def _write(self, vector: Vector, count: int) -> None:
         with torch.no_grad():
-            for factor, (tensor, place) in zip(self._factors, self.layout.slices(), strict=True):
+            for factor, (tensor, place) in zip(self._factors[:count], self.layout.slices(), strict=False):
                 factor.copy_(torch.tensor(vector[place]).view(tensor.shape))
+
+    def _upper(self) -> list[Any]:
+        return self._factors[self._cut.tensors :]
 
     def read(self) -> Vector:
         return np.concatenate([factor.detach().cpu().numpy().reshape(-1) for factor in self._factors])
@@ -102,20 +110,21 @@ class TorchEngine:
     def start(self, optimizer: Optimizer) -> None:
         self._clip = optimizer.clip_norm
         if optimizer.id == "sgd":
-            self._optimizer: Any = torch.optim.SGD(self._factors, lr=0.0, weight_decay=optimizer.weight_decay)
+            self._optimizer: Any = torch.optim.SGD(self._upper(), lr=0.0, weight_decay=optimizer.weight_decay)
             return
         betas = (optimizer.beta1, optimizer.beta2)
         self._optimizer = torch.optim.AdamW(
-            self._factors, lr=0.0, betas=betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
+            self._upper(), lr=0.0, betas=betas, eps=optimizer.epsilon, weight_decay=optimizer.weight_decay
         )
 
     def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
         self._model.train()
         compute_in(self._model, torch.bfloat16)
         self._fit(batch)
+        self._entered = []
         targets = sum(sequence.targets for sequence in batch)
         loss = sum(self._backward(some, targets) for some in _cut(batch, self._planned().sequences))
-        norm = float(torch.nn.utils.clip_grad_norm_(self._factors, self._clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._upper(), self._clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise MachineError("the training loss is not finite; lower the run's learning_rate")
         for group in self._optimizer.param_groups:
@@ -123,6 +132,36 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def cut(self, layers: int | None, batch: int, length: int) -> int:
+        every = int(self._model.config.num_hidden_layers)
+        wanted = layers or torch_memory.affordable(
+            self._model.config, self._fixed(), self.layout.size, batch, length, self._limit
+        )
+        self._cut = torch_cut.at(self.layout, max(0, every - wanted), every)
+        self._plan = None
+        for number, factor in enumerate(self._factors):
+            factor.requires_grad_(number >= self._cut.tensors)
+        return self._cut.tensors
+
+    def share_below(self) -> float:
+        return self._cut.layer / int(self._model.config.num_hidden_layers)
+
+    def surrogates(self, adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
+        compute_in(self._model, torch.float32)
+        found = []
+        for adapter in adapters:
+            self.write_below(adapter)
+            with torch.no_grad():
+                terms = [
+                    (by.double() * torch_cut.entering(self._body, self._cut, ids)[0].double()).sum()
+                    for ids, by in self._entered
+                ]
+            found.append(float(sum(terms)))
+        return np.array(found)
+
+    def write_below(self, vector: Vector) -> None:
+        self._write(vector, self._cut.tensors)
 
     def generate(self, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool) -> str:
         """The answer to `prompt`; with `raw`, its continuation. Temperature 0 takes the likeliest token each time."""
@@ -144,8 +183,13 @@ class TorchEngine:
 
     def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""
-        fixed = self._base_bytes if self._device.type == "cpu" else 0
-        return torch_memory.plan(self._model.config, fixed, self.layout.size, batch, length, self._limit)
+        layers = int(self._model.config.num_hidden_layers) - self._cut.layer
+        return torch_memory.plan(
+            self._model.config, self._fixed(), self.layout.size, batch, length, self._limit, layers
+        )
+
+    def _fixed(self) -> int:
+        return self._base_bytes if self._device.type == "cpu" else 0
 
     def _fit(self, batch: Sequence[Tokens]) -> None:
         if self._plan is None:
@@ -159,22 +203,37 @@ class TorchEngine:
         return self._plan
 
     def _backward(self, some: Sequence[Tokens], targets: int) -> float:
-        hidden, wanted = self._rows(some)
-        loss = torch_loss.RowLoss.apply(hidden, self._head, wanted) / targets
+        ids, labels = self._padded(some)
+        there = labels != IGNORE
+        hidden = self._hidden(ids)
+        loss = torch_loss.RowLoss.apply(hidden[there], self._head, labels[there]) / targets
         loss.backward()
         return float(loss.detach())
 
-    def _rows(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, D] that predict, and what they should predict, int64 [N].
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """The last hidden states [B, T, D], with a gradient; below a cut there is none, and what enters above it is kept."""
+        if not self._cut.layer:
+            whole: torch.Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
+            return whole
+        with torch.no_grad():
+            entering, settings = torch_cut.entering(self._body, self._cut, ids)
+        entering.requires_grad_().register_hook(lambda by: self._entered.append((ids, by.detach())))
+        return torch_cut.above(self._body, self._cut, entering, settings)
 
-        Shorter sequences are padded at the end, where no earlier position looks: no attention mask is needed.
-        """
-        length = max(len(s.ids) for s in some)
-        ids = self._ids([[*s.ids.tolist(), *[0] * (length - len(s.ids))] for s in some])
-        labels = self._ids([[*s.labels[1:].tolist(), *[IGNORE] * (length - len(s.ids) + 1)] for s in some])
+    def _rows(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [N, D] that predict, and what they should predict, int64 [N]."""
+        ids, labels = self._padded(some)
         hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
         there = labels != IGNORE
         return hidden[there], labels[there]
+
+    def _padded(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and what each position should predict, int64 [B, T] each. Shorter sequences are padded at the end, where no
+        earlier position looks: no attention mask is needed."""
+        length = max(len(s.ids) for s in some)
+        ids = self._ids([[*s.ids.tolist(), *[0] * (length - len(s.ids))] for s in some])
+        labels = self._ids([[*s.labels[1:].tolist(), *[IGNORE] * (length - len(s.ids) + 1)] for s in some])
+        return ids, labels
 
     def _ids(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=self._device)

@@ -25,11 +25,14 @@ class Plan:
     expected: int
 
 
-def plan(config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None) -> Plan:
-    """The fastest plan within `limit` bytes. `fixed`: bytes of weights. Raises MachineError if none is."""
+def plan(
+    config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None, layers: int | None = None
+) -> Plan:
+    """The fastest plan within `limit` bytes. `fixed`: bytes of weights; `layers`: how many are tuned by gradients, None for
+    all. Raises MachineError if none is."""
     held = RUNTIME_BYTES + fixed + 4 * 4 * adapter_size + 4 * config.vocab_size * (config.hidden_size + 3 * 128)
     tried = [
-        Plan(n, again, held + n * length * _per_token(config, again))
+        Plan(n, again, held + n * length * _per_token(config, again, layers or int(config.num_hidden_layers)))
         for again in (False, True)
         for n in _halving(batch)
     ]
@@ -42,6 +45,19 @@ def plan(config: Any, fixed: int, adapter_size: int, batch: int, length: int, li
     )
 
 
+def affordable(config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None) -> int:
+    """The most upper layers that steps of a whole batch can be tuned in within `limit` bytes, keeping all activations; at the
+    least one, for which `plan` finds a way or raises MachineError."""
+    for layers in range(int(config.num_hidden_layers), 1, -1):
+        try:
+            found = plan(config, fixed, adapter_size, batch, length, limit, layers)
+        except MachineError:
+            continue
+        if found.sequences == batch and not found.checkpoint:
+            return layers
+    return 1
+
+
 def _halving(batch: int) -> list[int]:
     sizes = [batch]
     while sizes[-1] > 1:
@@ -49,8 +65,7 @@ def _halving(batch: int) -> list[int]:
     return sizes
 
 
-def _per_token(config: Any, checkpoint: bool) -> int:
-    """Bytes of activations a token."""
+def _per_token(config: Any, checkpoint: bool, layers: int) -> int:
+    """Bytes of activations a token in `layers` layers."""
     layer: int = 4 * (FLOATS_PER_WIDTH * config.hidden_size + FLOATS_PER_INNER * config.intermediate_size)
-    layers = int(config.num_hidden_layers)
     return layer + 4 * layers * int(config.hidden_size) if checkpoint else layer * layers

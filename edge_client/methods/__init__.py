@@ -15,6 +15,7 @@ from edge_client.adapters import Adapter
 from edge_client.engines import Tokens
 from wire.delta import Delta, Vector
 from wire.scalars import Directions, Scalars, Trajectory
+from wire.split import Split
 
 Progress = Callable[[int, int, float], None]
 """Called after each local step with (steps done, steps in all, loss of the last step in nats)."""
@@ -34,7 +35,7 @@ class Trained:
     """What local training gives and what it cost. `adapter` is where the update leads; `loss` the mean training loss of
     the steps, in nats; `forwards` counts passes of one batch through the model, a backward pass as two."""
 
-    update: Delta | Scalars
+    update: Delta | Scalars | Split
     adapter: Vector
     loss: float
     steps: int
@@ -44,10 +45,11 @@ class Trained:
 
 
 class Method(Protocol):
-    """A row of METHODS. `forward_only`: it needs losses, no gradients."""
+    """A row of METHODS. `forward_only`: it needs losses, no gradients. `deltas`: its updates hold deltas, which a codec codes."""
 
     id: str
     forward_only: bool
+    deltas: bool
     local_steps: int
     batch: int
     sequence_length: int
@@ -56,7 +58,7 @@ class Method(Protocol):
         """What it tunes: a row of ADAPTERS."""
 
     def directions(self) -> Directions | None:
-        """Along which directions it sends scalars; None for a method that sends a Delta."""
+        """Along which directions it sends scalars; None for a method that sends none."""
 
     def train(
         self, engine: Any, start: Trajectory, train: Sequence[Tokens], draw: Draw, progress: Progress | None = None
@@ -68,10 +70,12 @@ class Method(Protocol):
 METHODS: Mapping[str, str] = {
     "lora": "edge_client.methods.lora:Lora",
     "ferret": "edge_client.methods.ferret:Ferret",
+    "hybrid": "edge_client.methods.hybrid:Hybrid",
     "mezo": "edge_client.methods.zeroth_order:Mezo",
     "kseed": "edge_client.methods.zeroth_order:KSeed",
     "decomfl": "edge_client.methods.zeroth_order:DeComFL",
     "hiso": "edge_client.methods.zeroth_order:HiSo",
+    "fwdllm": "edge_client.methods.zeroth_order:FwdLLM",
 }
 
 

@@ -26,6 +26,7 @@ class Ferret(Lora):
 
     projections: int = 256
     id: ClassVar[str] = "ferret"
+    deltas: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

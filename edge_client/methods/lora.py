@@ -39,6 +39,7 @@ class Lora:
     adapter: Plain | None = None
     id: ClassVar[str] = "lora"
     forward_only: ClassVar[bool] = False
+    deltas: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_sizes(self.rank, self.alpha, None)

@@ -1,6 +1,7 @@
 """Zeroth-order methods: losses along ±ε directions, no gradient, no activations kept (SPSA; MeZO, arXiv 2305.17333).
 
-Four rows share one loop and differ in whose directions a round measures, and so in what the run's state is.
+The rows share one loop and differ in whose directions a round measures, and so in what the run's state is. The base is never
+changed: only the adapter's floats are perturbed, over frozen integer codes (as in QuZO's setting, arXiv 2502.12346).
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ import numpy.typing as npt
 from edge_client.adapters import ADAPTERS, Adapter
 from edge_client.engines import Engine, Tokens
 from edge_client.methods import Draw, Progress, Trained, batches, check_between
+from edge_client.methods.slopes import Numbers, Slopes, said
 from wire import spec
 from wire.delta import Vector
 from wire.errors import MachineError
-from wire.scalars import Directions, Scalars, Step, Trajectory
+from wire.scalars import Directions, Step, Trajectory
 from wire.spec import Plain
-
-Numbers = npt.NDArray[np.float64]
-LARGEST = 3.0
-"""A normalized derivative is clipped to this many times the round's usual one: one odd batch must not decide a round."""
+from wire.subspace import Subspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ZerothOrder:
     gradient is about sqrt(directions / parameters)). `difference` "central" costs two forwards a direction and has no
     bias of even order, "one-sided" one forward a direction and one a step. `normalize` divides derivatives by the
     round's mean magnitude, so that `learning_rate` is what an entry moves a step. `schedule` runs over the whole run.
+    With `subspace` directions are of low rank (SubZero, LOZO).
     """
 
     adapter: Plain = dataclasses.field(default_factory=lambda: {"id": "lora_sb", "rank": 8})
@@ -49,8 +49,10 @@ class ZerothOrder:
     difference: Literal["central", "one-sided"] = "central"
     normalize: bool = True
     bits: Literal[8, 16, 32] = 16
+    subspace: Subspace | None = None
     id: ClassVar[str]
     forward_only: ClassVar[bool] = True
+    deltas: ClassVar[bool] = False
     drawn: ClassVar[Literal["round", "device", "pool"]]
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class ZerothOrder:
         return row
 
     def directions(self) -> Directions:
-        return Directions(self.drawn, self.local_steps * self.perturbations, self.bits)
+        return Directions(self.drawn, self.local_steps * self.perturbations, self.bits, subspace=self.subspace)
 
     def train(
         self, engine: Engine, start: Trajectory, train: Sequence[Tokens], draw: Draw, progress: Progress | None = None
@@ -77,10 +79,12 @@ class ZerothOrder:
         began = time.perf_counter()
         walk = _Walk(self, engine, start, draw)
         for number, batch in enumerate(batches(train, self.local_steps, self.batch, draw.seed)):
-            walk.step(batch, self._numbers(number, start, draw))
+            walk.measure(batch, self._numbers(number, start, draw))
+            if number + 1 == self.local_steps or self._ready(walk.pending):
+                walk.move()
             if progress is not None:
                 progress(number + 1, self.local_steps, walk.losses[-1])
-        update = _said(start.directions, walk.multiples)
+        update = said(start.directions, walk.multiples)
         reached = start.adapter + start.delta(Step(((draw.key, update.units),)))
         seconds = time.perf_counter() - began
         mean = sum(walk.losses) / len(walk.losses)
@@ -89,6 +93,10 @@ class ZerothOrder:
     def _numbers(self, step: int, start: Trajectory, draw: Draw) -> Sequence[int]:
         """Which directions local step `step` measures."""
         return range(step * self.perturbations, (step + 1) * self.perturbations)
+
+    def _ready(self, pending: Sequence[Move]) -> bool:
+        """Whether what was measured since the last move is enough to move by."""
+        return True
 
     def rate(self, done: float) -> float:
         """The learning rate when `done` of the run's rounds are past."""
@@ -122,7 +130,7 @@ class HiSo(ZerothOrder):
     drawn: ClassVar[Literal["round", "device", "pool"]] = "round"
 
     def directions(self) -> Directions:
-        return Directions(self.drawn, self.local_steps * self.perturbations, self.bits, self.curvature)
+        return Directions(self.drawn, self.local_steps * self.perturbations, self.bits, self.curvature, self.subspace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,7 @@ class KSeed(ZerothOrder):
     drawn: ClassVar[Literal["round", "device", "pool"]] = "pool"
 
     def directions(self) -> Directions:
-        return Directions(self.drawn, self.pool, self.bits)
+        return Directions(self.drawn, self.pool, self.bits, subspace=self.subspace)
 
     def _numbers(self, step: int, start: Trajectory, draw: Draw) -> Sequence[int]:
         chance = np.random.Generator(np.random.Philox(key=(draw.seed << 20) + step))
@@ -155,6 +163,51 @@ def _preferred(sums: npt.NDArray[np.int64] | None) -> Numbers | None:
     return weights
 
 
+@dataclasses.dataclass(frozen=True)
+class FwdLLM(ZerothOrder):
+    """Fewer, better directions (arXiv 2308.13894). Of `candidates` directions for each that is measured, those are taken that
+    lie most along the run's last step, either way. And a move waits until the squared standard error of an entry of its
+    estimate, in squares of the round's usual slope, is at most `variance`: steep batches are averaged longer."""
+
+    candidates: int = 4
+    variance: float = 0.25
+    difference: Literal["central", "one-sided"] = "one-sided"
+    id: ClassVar[str] = "fwdllm"
+    drawn: ClassVar[Literal["round", "device", "pool"]] = "device"
+
+    def __post_init__(self) -> None:
+        check_between("candidates", self.candidates, 1, 64)
+        if self.variance <= 0:
+            raise ValueError("variance must be positive")
+        super().__post_init__()
+
+    def directions(self) -> Directions:
+        count = self.local_steps * self.perturbations * self.candidates
+        return Directions(self.drawn, count, self.bits, subspace=self.subspace)
+
+    def _numbers(self, step: int, start: Trajectory, draw: Draw) -> Sequence[int]:
+        each = self.perturbations * self.candidates
+        offered = range(step * each, (step + 1) * each)
+        if start.moved is None:  # the first round, or a device that has just come: there is nothing to go by
+            return offered[: self.perturbations]
+        moved = start.moved.astype(np.float64)
+        along = {number: abs(float(start.direction(draw.key, number) @ moved)) for number in offered}
+        return sorted(sorted(offered, key=lambda number: -along[number])[: self.perturbations])
+
+    def _ready(self, pending: Sequence[Move]) -> bool:
+        mean_square = sum(move.slope**2 for move in pending) / len(pending)
+        return mean_square / len(pending) <= self.variance
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Move:
+    """A direction that was measured, and the slope along it."""
+
+    number: int
+    direction: Vector
+    slope: float
+
+
 class _Walk:
     """One round's way: where the adapter is, what each direction has been multiplied by so far, and the cost."""
 
@@ -162,24 +215,29 @@ class _Walk:
         self._method, self._engine, self._start, self._key = method, engine, start, draw.key
         self._rate = method.rate(draw.done)
         self._adapter = start.adapter.copy()
-        self._usual = _Mean()
+        self._slopes = Slopes(method.normalize)
+        self.pending: list[Move] = []
         self.multiples: Numbers = np.zeros(start.directions.count)
         self.losses: list[float] = []
         self.tokens = self.forwards = 0
 
-    def step(self, batch: Sequence[Tokens], numbers: Sequence[int]) -> None:
-        """Measure along `numbers`, then move along all of them at once."""
+    def measure(self, batch: Sequence[Tokens], numbers: Sequence[int]) -> None:
+        """The slopes of `batch` along `numbers`, from where the adapter is."""
         central = self._method.difference == "central"
         here = None if central else float(self._measured(batch, [self._adapter])[0])
-        moves = []
         for number in numbers:
             direction = self._start.direction(self._key, number)
             slope, loss = self._slope(batch, direction, here)
             self.losses.append(loss)
-            moves.append((number, direction, self._multiple(slope, len(numbers))))
-        for number, direction, multiple in moves:
-            self.multiples[number] += multiple
-            self._adapter += np.float32(multiple) * direction
+            self.pending.append(Move(number, direction, self._slopes.usual(slope)))
+
+    def move(self) -> None:
+        """Along the mean of all that was measured since the last move."""
+        for move in self.pending:
+            multiple = -self._rate * move.slope / len(self.pending)
+            self.multiples[move.number] += multiple
+            self._adapter += np.float32(multiple) * move.direction
+        self.pending = []
 
     def _slope(self, batch: Sequence[Tokens], direction: Vector, here: float | None) -> tuple[float, float]:
         """The loss's derivative along `direction`, and the loss, both of `batch`."""
@@ -197,26 +255,3 @@ class _Walk:
         self.forwards += len(adapters)
         self.tokens += len(adapters) * sum(len(sequence.ids) for sequence in batch)
         return losses
-
-    def _multiple(self, slope: float, of: int) -> float:
-        if self._method.normalize:
-            slope = min(LARGEST, max(-LARGEST, slope / self._usual.with_(abs(slope))))
-        return -self._rate * slope / of
-
-
-class _Mean:
-    """A running mean of magnitudes, never zero."""
-
-    def __init__(self) -> None:
-        self._sum, self._count = 0.0, 0
-
-    def with_(self, magnitude: float) -> float:
-        self._sum, self._count = self._sum + magnitude, self._count + 1
-        return max(self._sum / self._count, 1e-30)
-
-
-def _said(directions: Directions, multiples: Numbers) -> Scalars:
-    try:
-        return Scalars.of(directions, multiples)
-    except ValueError as error:
-        raise MachineError(f"training has diverged: {error}; lower the run's learning_rate") from error

@@ -11,7 +11,7 @@ from edge_client.engines.toy import ToyBase, ToyEngine
 from edge_client.methods import METHODS, Draw, batches
 from edge_client.methods.lora import Lora
 from wire import spec
-from wire.delta import Delta, Vector
+from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import SpecError
 from wire.scalars import Directions, Trajectory
 
@@ -22,7 +22,7 @@ def toy(method: Lora) -> ToyEngine:
 
 
 def from_(start: Vector) -> Trajectory:
-    return Trajectory.start(Directions(), start)
+    return Trajectory.start(Directions(), Layout((Tensor("any", (len(start),)),)), start)
 
 
 def sequences(count: int = 12, length: int = 20) -> list[Tokens]:

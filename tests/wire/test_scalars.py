@@ -14,6 +14,7 @@ from wire import prng, scalars
 from wire.delta import Layout, Tensor
 from wire.errors import PayloadError
 from wire.scalars import Directions, Scalars, Step, Trajectory
+from wire.subspace import Subspace
 
 LAYOUT = Layout((Tensor("w", (30, 40)),))
 ROWS = [
@@ -21,6 +22,8 @@ ROWS = [
     Directions("round", 40, 16, curvature=0.2),
     Directions("device", 40, 32),
     Directions("pool", 4096, 16),
+    Directions("device", 40, 16, subspace=Subspace("subzero", 3, 2)),
+    Directions("round", 40, 16, subspace=Subspace("lozo", 2, 3)),
 ]
 
 
@@ -102,8 +105,10 @@ GOLDEN = {
     "53dfc5d6": "5fecb229b36dc92f",
     "c1a9734f": "df10987910ce2069",
     "2eca6483": "94e75ed9dddf24af",
+    "f0902ce3": "c62cde46c4d21841",
+    "77965826": "eb6f3e8348d24af5",
 }
-NAMES = ["round", "curvature", "device", "pool"]
+NAMES = ["round", "curvature", "device", "pool", "subzero", "lozo"]
 
 
 @pytest.mark.parametrize("directions", ROWS, ids=NAMES)
@@ -112,7 +117,7 @@ def test_numpy_numba_and_torch_walk_to_the_same_adapter(directions: Directions) 
     initial = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
     ends = set()
     for combine in (prng.combine_numpy, prng.combine_numba, torch_directions.combine):
-        state = Trajectory.start(directions, initial)
+        state = Trajectory.start(directions, LAYOUT, initial)
         for number in range(4):
             units = Scalars.of(directions, multiples(directions, number)).units
             state = state.after(Step(((directions.key(3, number + 1, "d"), units),)), combine)
@@ -123,7 +128,7 @@ def test_numpy_numba_and_torch_walk_to_the_same_adapter(directions: Directions) 
 
 def test_curvature_shortens_directions_where_the_run_has_moved_more_than_chance() -> None:
     directions = Directions("round", 64, 16, curvature=0.5)
-    state = Trajectory.start(directions, np.zeros(1000, np.float32))
+    state = Trajectory.start(directions, Layout((Tensor("w", (1000,)),)), np.zeros(1000, np.float32))
     key = directions.key(0, 1, "")
     slopes = np.array([prng.signs(key, n, 1000)[0] for n in range(64)], np.float64)  # only entry 0 matters to the loss
     state = state.after(Step(((key, Scalars.of(directions, -1e-3 * slopes).units),)))
