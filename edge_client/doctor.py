@@ -19,6 +19,7 @@ from edge_client import bases, data
 from edge_client.adapters import Base
 from edge_client.engines import ENGINES, Tokens, torch_memory
 from edge_client.methods import Method
+from edge_client.methods.hybrid import Hybrid
 from edge_client.participate import peak_rss_bytes
 from edge_client.session import engine_class, fitting_method, settled
 from edge_client.transport import Connection
@@ -27,6 +28,7 @@ from wire import run_spec, spec
 from wire.delta import Delta, Layout
 from wire.errors import MachineError
 from wire.run_spec import RunSpec
+from wire.split import HEAD
 
 DEFAULT = run_spec.parse(
     {
@@ -86,6 +88,8 @@ class Picked:
     expected_memory: int | None
     method: str
     why: str
+    gradient_layers: int | None = None
+    """Of a method in hybrid order: the upper layers that get gradients here; the others are tuned by losses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +236,8 @@ def _traffic(run: RunSpec, layout: Layout) -> Traffic:
         assert run.directions is not None, "a run sends something"
         return Traffic(up=run.directions.max_bytes(), down=12 + 8 + 4 * run.directions.count, float32=4 * layout.size)
     payload, _ = codec.encode(Delta(layout, values), codec.init(layout))
-    return Traffic(up=len(payload), down=4 * layout.size, float32=4 * layout.size)
+    scalars = HEAD.size + run.directions.max_bytes() if run.directions else 0
+    return Traffic(up=len(payload) + scalars, down=4 * layout.size, float32=4 * layout.size)
 
 
 def _why(chosen: Any, method: Method) -> str:
@@ -243,7 +248,8 @@ def _why(chosen: Any, method: Method) -> str:
 
 def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layout, limit: int, why: str) -> Picked:
     name = next(row for row, path in ENGINES.items() if path.endswith(":" + chosen.__name__))
-    plan = _plan(base, method, layout, limit) if chosen.gradients else None
+    layers = _gradient_layers(base, method, layout, limit)
+    plan = _plan(base, method, layout, limit, layers) if chosen.gradients else None
     expected = plan.expected if plan else None
     if name == "onnx" and isinstance(base, QuantizedBase):
         from edge_client.engines.onnx_engine import expected_memory
@@ -261,15 +267,26 @@ def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layou
         expected_memory=expected,
         method=method.id,
         why=why,
+        gradient_layers=layers,
     )
 
 
-def _plan(base: Base, method: Method, layout: Layout, limit: int) -> torch_memory.Plan | None:
+def _gradient_layers(base: Base, method: Method, layout: Layout, limit: int) -> int | None:
+    if not isinstance(method, Hybrid) or not isinstance(base, QuantizedBase):
+        return None
+    sizes = (base.bytes_on_disk, layout.size, method.batch, method.sequence_length)
+    return method.layers or torch_memory.affordable(_config(base), *sizes, limit)
+
+
+def _plan(base: Base, method: Method, layout: Layout, limit: int, layers: int | None) -> torch_memory.Plan | None:
     if not isinstance(base, QuantizedBase):
         return None
-    config = SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
-    batch, length = method.batch, method.sequence_length
-    return torch_memory.plan(config, base.bytes_on_disk, layout.size, batch, length, limit)
+    sizes = (base.bytes_on_disk, layout.size, method.batch, method.sequence_length)
+    return torch_memory.plan(_config(base), *sizes, limit, layers)
+
+
+def _config(base: QuantizedBase) -> SimpleNamespace:
+    return SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int, threads: int | None) -> Measured:
@@ -292,7 +309,9 @@ def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int
         else:
             engine.step(batch, 1e-4)
 
-    if not method.forward_only:
+    if isinstance(method, Hybrid):
+        engine.start_above(Optimizer(), method.layers, method.batch, method.sequence_length)
+    elif not method.forward_only:
         engine.start(Optimizer())
     one()  # the first step also reserves memory
     once = time.perf_counter()
@@ -331,6 +350,8 @@ def text(report: Report) -> str:
 def _costs(p: Picked, t: Traffic, m: Measured | None) -> list[str]:
     said = [f"picked       engine {p.engine} on {p.model} as {p.format}, {_mib(p.base_bytes)}, base {p.base[:12]}"]
     said.append(f"method       {p.method}: {p.why}")
+    if p.gradient_layers is not None:
+        said.append(f"             gradients in the last {p.gradient_layers} layers, losses alone below")
     if p.expected_memory is not None and p.sequences_at_once is None:
         said.append(f"memory       {_mib(p.expected_memory)} expected")
     elif p.expected_memory is not None:

@@ -10,14 +10,16 @@ from typing import Any
 from coordinator import publish
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.engines import Tokens
-from edge_client.methods import Draw, Method
+from edge_client.methods import Draw, Method, Trained
+from edge_client.participate import codec_state
 from edge_client.session import batch_seed, fitting_method, settled
 from wire import spec
 from wire.codecs import State
 from wire.delta import Delta, Layout, Vector
 from wire.messages import Contribution, Metrics
 from wire.run_spec import RunSpec
-from wire.scalars import Directions, Step, Trajectory
+from wire.scalars import Directions, Scalars, Step, Trajectory
+from wire.split import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Spent:
     seconds: float = 0.0
     bytes_up: int = 0
 
+    def __add__(self, more: Spent) -> Spent:
+        return Spent(self.forwards + more.forwards, self.seconds + more.seconds, self.bytes_up + more.bytes_up)
+
 
 class Simulation:
     """One run. `devices` hold tokenized text; all of them take part in every round."""
@@ -37,7 +42,7 @@ class Simulation:
         self.layout: Layout = self.adapter_row.layout(base)
         self.method: Method = fitting_method(self.run, engine_class)
         self.engine = engine_class.load(base, self.adapter_row, self.layout, max_memory, threads=threads)
-        self._by = publish.rules(self.run, self.layout)
+        self.rules = publish.rules(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
         first = self.adapter_row.initial(self.layout, self.run.seed)
@@ -51,37 +56,45 @@ class Simulation:
 
     def round(self, devices: Mapping[str, Sequence[Tokens]]) -> Spent:
         """Every device trains from the newest release; their updates make the next one."""
-        number, accepted, spent = self._release.version + 1, [], Spent()
+        accepted, spent = [], Spent()
         for device, train in devices.items():
             began = time.process_time()
-            key = self._state.directions.key(self.run.seed, number, device)
-            draw = Draw(batch_seed(self.run, device, number), key, (number - 1) / self.run.rounds)
-            trained = self.method.train(self.engine, self._state, train, draw)
+            trained = self._trained(device, train)
             payload = self._encoded(device, trained.update)
-            seconds = time.process_time() - began
-            spent = Spent(spent.forwards + trained.forwards, spent.seconds + seconds, spent.bytes_up + len(payload))
-            accepted.append(self._contribution(device, number, payload, len(train)))
+            spent += Spent(trained.forwards, time.process_time() - began, len(payload))
+            accepted.append(self._contribution(device, payload, len(train)))
         self._publish(accepted)
         return spent
 
-    def _encoded(self, device: str, update: Any) -> bytes:
-        if not isinstance(update, Delta):
-            payload: bytes = update.encode(self.layout)
-            return payload
-        codec = self._by.codec
+    def payload_of(self, device: str, train: Sequence[Tokens]) -> bytes:
+        """What `device` would send now."""
+        return self._encoded(device, self._trained(device, train).update)
+
+    def _trained(self, device: str, train: Sequence[Tokens]) -> Trained:
+        number = self._release.version + 1
+        key = self._state.directions.key(self.run.seed, number, device)
+        draw = Draw(batch_seed(self.run, device, number), key, (number - 1) / self.run.rounds)
+        return self.method.train(self.engine, self._state, train, draw)
+
+    def _encoded(self, device: str, update: Delta | Scalars | Split) -> bytes:
+        if isinstance(update, Scalars):
+            return update.encode(self.layout)
+        codec = self.rules.codec
         assert codec is not None, "a run whose method makes deltas has a codec"
-        payload, self._codec_states[device] = codec.encode(
-            update, self._codec_states.get(device) or codec.init(self.layout)
-        )
+        delta = update.delta if isinstance(update, Split) else update
+        state = codec_state(codec, delta.layout, self._codec_states.get(device))
+        encode = update.encode if isinstance(update, Split) else None
+        payload, following = encode(codec, state) if encode else codec.encode(delta, state)
+        self._codec_states[device] = following
         return payload
 
-    def _contribution(self, device: str, number: int, payload: bytes, examples: int) -> Contribution:
-        digest = self._blobs.put(payload)
+    def _contribution(self, device: str, payload: bytes, examples: int) -> Contribution:
+        number, digest = self._release.version + 1, self._blobs.put(payload)
         named = (self.run.base.digest, self._release.digest)
         return Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
 
     def _publish(self, accepted: list[Contribution]) -> None:
-        made = publish.combine(self._by, self._release, accepted, self._blobs)
+        made = publish.combine(self.rules, self._release, accepted, self._blobs)
         for blob in made.blobs:
             self._blobs.put(blob)
         self._release = made.release

@@ -150,8 +150,7 @@ def measured(args: argparse.Namespace, row: str, seed: int) -> Cell:
     test = Measure(simulation.engine, task)
     points, spent = [test.point(simulation.adapter, 0, Spent())], Spent()
     for number in range(1, rounds + 1):
-        more = simulation.round(devices)
-        spent = Spent(*(a + b for a, b in zip(dataclasses.astuple(spent), dataclasses.astuple(more), strict=True)))
+        spent += simulation.round(devices)
         if number == rounds or number % max(1, rounds // args.points) == 0:
             points.append(test.point(simulation.adapter, number, spent))
             print(row, seed, points[-1], file=sys.stderr, flush=True)

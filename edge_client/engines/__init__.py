@@ -85,7 +85,7 @@ class GradEngine(Engine, Protocol):
         """A copy of the adapter, float32 [layout.size]."""
 
     def start(self, optimizer: Optimizer) -> None:
-        """Forget all optimizer state; the next `step` is the first."""
+        """Forget all optimizer state; the next `step` is the first, and tunes everything."""
 
     def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
         """One optimizer step on the mean loss of `batch`; returns that loss in nats. Raises MachineError if not finite."""
@@ -94,10 +94,10 @@ class GradEngine(Engine, Protocol):
 class HybridEngine(GradEngine, Protocol):
     """Gradients for the upper layers, losses for the lower ones: what hybrid order needs."""
 
-    def cut(self, layers: int | None, batch: int, length: int) -> int:
-        """From now on `step` tunes the last `layers` layers alone; None: as many as the memory allows for steps of `batch`
-        sequences of `length` tokens. How many of the layout's tensors lie below: 0 if none do. Raises MachineError if not
-        even one layer fits, SpecError for an adapter whose tensors are not in the layers' order."""
+    def start_above(self, optimizer: Optimizer, layers: int | None, batch: int, length: int) -> int:
+        """As `start`, but until the next `start` steps tune the last `layers` layers alone; None: as many as the memory allows
+        for steps of `batch` sequences of `length` tokens. How many of the layout's tensors lie below the cut: 0 if none do.
+        Raises MachineError if not even one layer fits, SpecError for an adapter whose tensors are not in the layers' order."""
 
     def share_below(self) -> float:
         """The layers below the cut, as a share of all."""

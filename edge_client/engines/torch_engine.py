@@ -108,6 +108,20 @@ class TorchEngine:
         return np.array(found)
 
     def start(self, optimizer: Optimizer) -> None:
+        self._begin(optimizer, torch_cut.WHOLE)
+
+    def start_above(self, optimizer: Optimizer, layers: int | None, batch: int, length: int) -> int:
+        config = self._model.config
+        every = int(config.num_hidden_layers)
+        wanted = layers or torch_memory.affordable(config, self._fixed(), self.layout.size, batch, length, self._limit)
+        self._begin(optimizer, torch_cut.at(self.layout, max(0, every - wanted), every))
+        return self._cut.tensors
+
+    def _begin(self, optimizer: Optimizer, cut: torch_cut.Cut) -> None:
+        if cut != self._cut:
+            self._cut, self._plan = cut, None
+            for number, factor in enumerate(self._factors):
+                factor.requires_grad_(number >= cut.tensors)
         self._clip = optimizer.clip_norm
         if optimizer.id == "sgd":
             self._optimizer: Any = torch.optim.SGD(self._upper(), lr=0.0, weight_decay=optimizer.weight_decay)
@@ -132,17 +146,6 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss
-
-    def cut(self, layers: int | None, batch: int, length: int) -> int:
-        every = int(self._model.config.num_hidden_layers)
-        wanted = layers or torch_memory.affordable(
-            self._model.config, self._fixed(), self.layout.size, batch, length, self._limit
-        )
-        self._cut = torch_cut.at(self.layout, max(0, every - wanted), every)
-        self._plan = None
-        for number, factor in enumerate(self._factors):
-            factor.requires_grad_(number >= self._cut.tensors)
-        return self._cut.tensors
 
     def share_below(self) -> float:
         return self._cut.layer / int(self._model.config.num_hidden_layers)
@@ -197,6 +200,8 @@ class TorchEngine:
             if self._plan.checkpoint:
                 self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 self._model.enable_input_require_grads()
+            elif self._model.is_gradient_checkpointing:
+                self._model.gradient_checkpointing_disable()
 
     def _planned(self) -> torch_memory.Plan:
         assert self._plan is not None, "_fit comes first"

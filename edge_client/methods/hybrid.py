@@ -54,12 +54,11 @@ class Hybrid(Lora):
         draw: Draw,
         progress: Progress | None = None,
     ) -> Trained:
-        below = engine.cut(self.layers, self.batch, self.sequence_length)
+        below = engine.start_above(self.optimizer, self.layers, self.batch, self.sequence_length)
         if below == 0:
             return super().train(engine, start, train, draw, progress)
         began = time.perf_counter()
         engine.write(start.adapter)
-        engine.start(self.optimizer)
         walk = _Walk(self, engine, start, below, draw.key)
         losses, tokens = [], 0
         for number, batch in enumerate(batches(train, self.local_steps, self.batch, draw.seed)):

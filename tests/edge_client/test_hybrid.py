@@ -55,11 +55,11 @@ def start(engine: TorchEngine) -> Trajectory:
 
 def test_above_the_cut_a_step_is_that_of_the_whole(base: QuantizedBase) -> None:
     whole, cut = engine(base), engine(base)
-    below = cut.cut(1, 4, 32)
-    lower = cut.layout.below(below).size
+    plain = Optimizer(id="sgd", clip_norm=1e9)
+    whole.start(plain)
+    lower = cut.layout.below(cut.start_above(plain, 1, 4, 32)).size
     for one in (whole, cut):
         one.write(away_from_zero(one.layout))
-        one.start(Optimizer(id="sgd", clip_norm=1e9))
         one.step(batch(), 0.1)
     moved = whole.read() - away_from_zero(whole.layout)
     assert np.abs(moved[:lower]).max() > 0 == np.abs(cut.read()[:lower] - away_from_zero(cut.layout)[:lower]).max()
@@ -69,10 +69,9 @@ def test_above_the_cut_a_step_is_that_of_the_whole(base: QuantizedBase) -> None:
 
 def test_below_the_cut_surrogates_differ_as_losses_do(base: QuantizedBase) -> None:
     one = engine(base)
-    lower = one.layout.below(one.cut(1, 4, 32)).size
+    lower = one.layout.below(one.start_above(Optimizer(), 1, 4, 32)).size
     adapter = away_from_zero(one.layout)
     one.write(adapter)
-    one.start(Optimizer())
     one.step(batch(), 1e-9)
     state = start(one)
     slopes, wanted = [], []
@@ -100,6 +99,14 @@ def test_its_update_is_split_and_says_where_it_leads(base: QuantizedBase) -> Non
     assert trained.forwards == round(3 * (5 * 0.5 + 3 * 0.5))
 
 
+def test_after_a_cut_another_method_on_the_same_engine_tunes_everything(base: QuantizedBase) -> None:
+    plain = Lora(rank=4, alpha=8.0, local_steps=2, batch=4, sequence_length=32)
+    used, fresh = engine(base), engine(base)
+    METHOD.train(used, start(used), batch(), Draw(1, 7))
+    one, other = (plain.train(e, start(e), batch(), Draw(1, 7)).adapter for e in (used, fresh))
+    assert np.array_equal(one, other)
+
+
 def test_with_gradients_in_every_layer_it_is_lora(base: QuantizedBase) -> None:
     plain = Lora(rank=4, alpha=8.0, local_steps=3, batch=4, sequence_length=32)
     hybrid = Hybrid(rank=4, alpha=8.0, local_steps=3, batch=4, sequence_length=32)  # no limit: all layers fit
@@ -109,9 +116,9 @@ def test_with_gradients_in_every_layer_it_is_lora(base: QuantizedBase) -> None:
 
 def test_a_device_of_less_memory_cuts_higher(base: QuantizedBase) -> None:
     roomy = engine(base).expected_memory(4, 32).expected
-    assert engine(base, limit=2 * roomy).cut(None, 4, 32) == 0
+    assert engine(base, limit=2 * roomy).start_above(Optimizer(), None, 4, 32) == 0
     small = engine(base, limit=roomy - 1000)
-    assert small.cut(None, 4, 32) > 0 and small.expected_memory(4, 32).expected < roomy
+    assert small.start_above(Optimizer(), None, 4, 32) > 0 and small.expected_memory(4, 32).expected < roomy
     assert small.share_below() == 0.5
 
 
@@ -120,7 +127,7 @@ def test_an_adapter_that_lies_below_the_cut_alone_is_refused(base: QuantizedBase
     layout = method.tunes().layout(base)
     one = TorchEngine.load(base, method.tunes(), layout)
     with pytest.raises(SpecError, match="tunes nothing in the last 1 layers"):
-        one.cut(1, 4, 32)
+        one.start_above(Optimizer(), 1, 4, 32)
 
 
 def test_codec_state_of_another_cut_is_not_used() -> None:

@@ -14,7 +14,7 @@ import pytest
 from edge_client.adapters import ADAPTERS, Adapter
 from edge_client.data import Example, Message
 from edge_client.engines import Tokens, onnx_graph
-from edge_client.engines.onnx_engine import OnnxEngine
+from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory
 from edge_client.engines.torch_engine import TorchEngine
 from quantize import QuantizedBase, QuantizeError
 from quantize.base_model import build
@@ -156,7 +156,7 @@ def test_the_engine_needs_no_torch(bases: dict[str, QuantizedBase]) -> None:
         "for name in ('torch', 'transformers', 'peft', 'onnx', 'bitsandbytes'): sys.modules[name] = None\n"
         "import quantize; from pathlib import Path\n"
         "from edge_client.adapters import ADAPTERS; from wire import spec\n"
-        "from edge_client.engines.onnx_engine import OnnxEngine\n"
+        "from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory\n"
         "from edge_client.data import Example\n"
         f"base = quantize.open_base(Path({str(bases['llama'].folder)!r}))\n"
         "row = spec.build(ADAPTERS, {'id': 'norms'}); layout = row.layout(base)\n"
@@ -184,3 +184,52 @@ def test_the_gguf_blocks_of_a_source_are_taken_as_they_are() -> None:
         assert pack is not None
         found = SCHEMES[scheme].decode(pack(_BLOCKS[name](raw)), (6, 64))
         np.testing.assert_allclose(found, dequantize(raw, kind), rtol=1e-6, atol=1e-6)
+
+
+LAST = {"id": "lora_sb", "rank": 4, "layers": 1}
+
+
+def test_what_lies_below_the_adapter_is_computed_once_a_sequence(bases: dict[str, QuantizedBase]) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, LAST)
+    layout = adapter.layout(bases["llama"])
+    engine = OnnxEngine.load(bases["llama"], adapter, layout, threads=1)
+    slow = TorchEngine.load(bases["llama"], adapter, layout)
+    runs = _counted(engine)
+    batch, adapters = engine.tokenize(EXAMPLES, 48), moved(adapter, bases["llama"])
+    first = engine.losses(batch, adapters)
+    once = len(runs)
+    again = engine.losses(list(reversed(batch)), adapters)
+    assert 0 < once == len(runs)
+    assert np.abs(first - slow.losses(batch, adapters)).max() < 1e-3
+    assert np.abs(first - again).max() < 1e-6
+
+
+def test_hidden_states_are_kept_within_their_bytes(bases: dict[str, QuantizedBase]) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, LAST)
+    layout = adapter.layout(bases["llama"])
+    least = expected_memory(bases["llama"], layout.size)
+    tight = OnnxEngine.load(bases["llama"], adapter, layout, max_memory=least, threads=1)
+    runs = _counted(tight)
+    batch = tight.tokenize(EXAMPLES, 48)
+    found = [tight.losses(batch, moved(adapter, bases["llama"])) for _ in range(2)]
+    assert len(runs) > len(batch) / 2 and np.array_equal(found[0], found[1])
+    kept = Kept(100)
+    some = [(tokens, np.zeros((3, 4), np.float32)) for tokens in batch[:3]]
+    for tokens, hidden in some:
+        kept.put(tokens, hidden)
+    assert [kept.get(tokens) is not None for tokens, _ in some] == [False, True, True]
+    kept.put(batch[0], np.zeros((30, 4), np.float32))
+    assert kept.get(batch[0]) is None and kept.get(batch[1]) is not None
+
+
+def _counted(engine: OnnxEngine) -> list[int]:
+    runs: list[int] = []
+    below: Any = engine._below
+
+    class Counting:
+        def run(self, *given: Any) -> Any:
+            runs.append(1)
+            return below.run(*given)
+
+    engine._below = Counting()
+    return runs
