@@ -44,10 +44,11 @@ class Rules:
         """The longest payload of any form."""
         if self.codec and self.directions:
             return split.max_bytes(self.codec, self.directions, self.layout)
-        return self.codec.max_bytes(self.layout) if self.codec else self.spec_directions().max_bytes()
+        return self.codec.max_bytes(self.layout) if self.codec else self.along().max_bytes()
 
-    def spec_directions(self) -> Directions:
-        assert self.directions is not None, "a run without a codec has directions"
+    def along(self) -> Directions:
+        """The directions of a run that admits scalars."""
+        assert self.directions is not None, "who asks has seen scalars, or a run without a codec"
         return self.directions
 
     def read(self, payload: bytes | memoryview) -> Update:
@@ -66,7 +67,7 @@ class Rules:
         """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed."""
         if isinstance(update, Delta):
             return update.vector
-        key = self.spec_directions().key(self.spec.seed, number, device)
+        key = self.along().key(self.spec.seed, number, device)
         if isinstance(update, Split):
             return update.vector(key, number - 1)
         zero = np.zeros(self.layout.size, np.float32)
@@ -166,15 +167,15 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vec
 
 def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Step:
     """The weighted mean of the devices' multiples, in units: exact sums, one rounding, whatever the order."""
-    assert by.directions is not None, "a run without a codec has directions"
+    directions = by.along()
     whole, number = sum(share.weight for share in shares), parent.version + 1
     weighted = [(share.device, _units(by, share, blobs) * share.weight) for share in shares]
-    if by.directions.drawn == "device":
-        return Step(tuple((by.directions.key(by.spec.seed, number, d), _rounded(u, whole)) for d, u in weighted))
-    mean = _rounded(_sum([units for _, units in weighted], by.directions.count), whole)
-    if by.directions.drawn == "pool" and parent.step is not None:
-        mean = mean + Step.parse(_stored(blobs, parent.step), by.directions).strands[0][1]
-    strand: Strand = (by.directions.key(by.spec.seed, number, ""), mean)
+    if directions.drawn == "device":
+        return Step(tuple((directions.key(by.spec.seed, number, d), _rounded(u, whole)) for d, u in weighted))
+    mean = _rounded(_sum([units for _, units in weighted], directions.count), whole)
+    if directions.drawn == "pool" and parent.step is not None:
+        mean = mean + Step.parse(_stored(blobs, parent.step), directions).strands[0][1]
+    strand: Strand = (directions.key(by.spec.seed, number, ""), mean)
     return Step((strand,))
 
 
@@ -199,10 +200,9 @@ def _rounded(total: Units, by: int) -> Units:
 
 def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) -> Trajectory:
     """Where a run of scalars stands after `steps`, oldest first (of a pool only the newest counts)."""
-    assert by.directions is not None, "a run without a codec has directions"
-    state = Trajectory.start(by.directions, by.layout, initial_adapter)
+    state = Trajectory.start(by.along(), by.layout, initial_adapter)
     for data in steps:
-        state = state.after(Step.parse(data, by.directions))
+        state = state.after(Step.parse(data, by.along()))
     return state
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from edge_client import bases
 from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
+from edge_client.engines.onnx_engine import OnnxEngine
 from edge_client.methods import METHODS, Method
 from edge_client.participate import peak_rss_bytes
 from experiments.simulation import Simulation, Spent, spec_of
@@ -120,7 +121,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--train", type=int, default=320, help="training examples, over all devices")
     parser.add_argument("--held-out", type=int, default=64, help="test examples measured")
-    parser.add_argument("--points", type=int, default=4, help="measurements of a curve after its start")
+    parser.add_argument("--points", type=int, default=2, help="measurements of a curve after its start")
     parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="changes to the rows' tables")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, a process each")
@@ -147,14 +148,24 @@ def measured(args: argparse.Namespace, row: str, seed: int) -> Cell:
     memory = MEMORY if method.forward_only else None
     simulation = Simulation(run, bases.find(base), chosen, args.threads, memory)
     devices = {name: _tokens(simulation.engine, some, task.question) for name, some in task.devices.items()}
-    test = Measure(simulation.engine, task)
-    points, spent = [test.point(simulation.adapter, 0, Spent())], Spent()
+    reached, spent = [(simulation.adapter, 0, Spent())], Spent()
     for number in range(1, rounds + 1):
         spent += simulation.round(devices)
+        print(f"{row}, seed {seed}: round {number} of {rounds}, {spent}", file=sys.stderr, flush=True)
         if number == rounds or number % max(1, rounds // args.points) == 0:
-            points.append(test.point(simulation.adapter, number, spent))
-            print(row, seed, points[-1], file=sys.stderr, flush=True)
-    return Cell(row, seed, simulation.layout.size, peak_rss_bytes(), tuple(points))
+            reached.append((simulation.adapter, number, spent))
+    peak, parameters = peak_rss_bytes(), simulation.layout.size
+    test = Measure(_judge(simulation, args.threads), task)
+    points = tuple(test.point(*where) for where in reached)
+    return Cell(row, seed, parameters, peak, points)
+
+
+def _judge(simulation: Simulation, threads: int) -> Any:
+    """The engine that measures: onnx for every row, after training and its peak of memory."""
+    if not simulation.engine.gradients:
+        return simulation.engine
+    base, layout = bases.find(simulation.run.base), simulation.layout
+    return OnnxEngine.load(base, simulation.adapter_row, layout, MEMORY, threads=threads)
 
 
 class Measure:

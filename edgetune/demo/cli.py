@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("clients", "rounds", "local_steps"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(mode, name))
-    if args.engine == "onnx" and args.method == "lora":
+    if args.engine == "onnx" and args.method in ("lora", "hybrid"):
         raise UserError("--engine onnx computes no gradients: choose --method zo or mixed with it")
     _check_installed(args.engine)
     console = Console(stderr=True)
@@ -117,6 +117,9 @@ LORA: Plain = {"id": "lora", "rank": 8, "alpha": 16.0, "batch": 4, "sequence_len
 ZO: Plain = {"id": "mezo", "adapter": CORE, "batch": 4, "sequence_length": 64, "learning_rate": 1e-2, "epsilon": 5e-3}
 MODES = {
     "lora": Mode(LORA, None, "nf4", 4, 8, 3, alone=True),
+    "hybrid": Mode(
+        LORA | {"id": "hybrid", "layers": 10, "learning_rate_below": 1e-4}, None, "nf4", 4, 8, 3, alone=False
+    ),
     "zo": Mode(ZO, None, "int4-onnx", 4, 40, 3, alone=False),
     "mixed": Mode(
         {"id": "lora", "adapter": CORE, "batch": 4, "sequence_length": 64, "learning_rate": 1e-2},
