@@ -45,6 +45,7 @@ class TorchEngine:
         for factor in self._factors:
             factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
+        self._checkpointing = False
         self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cut = torch_cut.WHOLE
         self.start(Optimizer())
@@ -200,8 +201,9 @@ class TorchEngine:
             if self._plan.checkpoint:
                 self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 self._model.enable_input_require_grads()
-            elif self._model.is_gradient_checkpointing:
+            elif self._checkpointing:
                 self._model.gradient_checkpointing_disable()
+            self._checkpointing = self._plan.checkpoint
 
     def _planned(self) -> torch_memory.Plan:
         assert self._plan is not None, "_fit comes first"
