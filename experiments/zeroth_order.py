@@ -39,7 +39,7 @@ LENGTH = 64
 ANSWER_TOKENS = 8
 CORE: Plain = {"id": "lora_sb", "rank": 8, "layers": 6}
 ZO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 15, "epsilon": 5e-3, "learning_rate": 3e-2}
-FO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 10}
+FO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 5}
 ROWS: dict[str, Plain] = {
     "lora": {"id": "lora", "rank": 8, "learning_rate": 1e-3} | FO,
     "core by gradients": {"id": "lora", "adapter": CORE, "learning_rate": 1e-2} | FO,
