@@ -14,7 +14,7 @@ from edge_client.methods import Draw, Progress, Trained, batches, check_between
 from edge_client.methods.lora import Lora
 from edge_client.methods.slopes import Numbers, Slopes, said
 from wire.delta import Delta, Vector
-from wire.scalars import Directions, Scalars, Step, Trajectory
+from wire.scalars import Directions, Trajectory
 from wire.split import Split
 
 
@@ -68,11 +68,14 @@ class Hybrid(Lora):
             if progress is not None:
                 progress(number + 1, self.local_steps, losses[-1])
         update = walk.update()
-        reached = start.adapter + walk.delta(update)
+        reached = start.adapter + update.vector(draw.key, start.version)
         seconds, mean = time.perf_counter() - began, sum(losses) / len(losses)
-        share = engine.share_below()
-        forwards = round(self.local_steps * ((1 + 2 * self.perturbations) * share + 3 * (1 - share)))
+        forwards = self._forwards(engine.share_below())
         return Trained(update, reached, mean, self.local_steps, tokens, seconds, forwards)
+
+    def _forwards(self, below: float) -> int:
+        """In passes of one batch through the whole model, with `below` of the layers below the cut."""
+        return round(self.local_steps * ((1 + 2 * self.perturbations) * below + 3 * (1 - below)))
 
 
 class _Walk:
@@ -80,12 +83,8 @@ class _Walk:
 
     def __init__(self, method: Hybrid, engine: HybridEngine, start: Trajectory, below: int, key: int) -> None:
         self._method, self._engine, self._start, self._key, self._below = method, engine, start, key, below
-        self._lower = dataclasses.replace(
-            start,
-            layout=start.layout.below(below),
-            initial=start.initial[: start.layout.below(below).size],
-            adapter=start.adapter[: start.layout.below(below).size],
-        )
+        layout = start.layout.below(below)
+        self._lower = Trajectory.start(start.directions, layout, start.adapter[: layout.size], start.version)
         self._adapter: Vector = self._lower.adapter.copy()
         self._slopes = Slopes(True)
         self._multiples: Numbers = np.zeros(method.local_steps * method.perturbations)
@@ -107,11 +106,4 @@ class _Walk:
         size = self._lower.layout.size
         delta = self._engine.read()[size:] - self._start.adapter[size:]
         upper = Delta(self._start.layout.above(self._below), delta)
-        return Split(self._start.layout, self._below, self._said(), upper)
-
-    def delta(self, update: Split) -> Vector:
-        lower = self._lower.delta(Step(((self._key, update.scalars.units),)))
-        return np.concatenate([lower, update.delta.vector])
-
-    def _said(self) -> Scalars:
-        return said(self._start.directions, self._multiples)
+        return Split(self._start.layout, self._below, said(self._start.directions, self._multiples), upper)
