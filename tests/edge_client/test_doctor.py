@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from edge_client import doctor
+from quantize.base_model import build
 from tests.models import tiny_llama
 from tests.processes import CoordinatorProcess, edgetune, write_toy_spec
+from wire import run_spec
 
 SPEC = """\
 name = "judged"
@@ -94,3 +96,23 @@ def test_doctor_falls_back_to_losses_where_memory_is_too_little_for_gradients() 
     run, why = doctor.suited("auto", 500 << 20)
     assert run.method["id"] == "mezo" and "too few for gradients" in why
     assert doctor.suited("auto", 4 << 30)[0].method["id"] == "lora"
+
+
+def test_doctor_says_in_how_many_layers_a_device_has_gradients_and_steps_so(tmp_path: Path) -> None:
+    base = build(str(tiny_llama(tmp_path / "model")), "int4-onnx", tmp_path / "base")
+    method = {"id": "hybrid", "rank": 4, "batch": 2, "sequence_length": 16, "local_steps": 2}
+    run = run_spec.parse(
+        {
+            "name": "judged",
+            "base": {"model": "tiny", "format": "int4-onnx"},
+            "rounds": 1,
+            "cohort": {"goal": 1},
+            "method": method,
+        }
+    )
+    roomy = doctor.examine(run, "torch", base.folder, 4 << 30, 1, measure=False).picked
+    assert roomy is not None and roomy.gradient_layers == 2 and roomy.expected_memory is not None
+    tight = doctor.examine(run, "torch", base.folder, roomy.expected_memory - 1000, 1, measure=True)
+    assert tight.picked is not None and tight.picked.gradient_layers == 1
+    assert tight.measured is not None and tight.measured.step_s > 0
+    assert "gradients in the last 1 layers, losses alone below" in doctor.text(tight)
