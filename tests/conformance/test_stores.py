@@ -14,6 +14,7 @@ import pytest
 
 from coordinator import publish
 from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger
+from coordinator.stores.transactions import Connection
 from wire import run_spec
 from wire.delta import Layout, Tensor
 from wire.errors import Reason, Refused
@@ -30,7 +31,7 @@ class Clock:
     def __init__(self) -> None:
         self.now_us = 1_000_000
 
-    def __call__(self) -> int:
+    def __call__(self, db: Connection) -> int:
         return self.now_us
 
     def pass_s(self, seconds: float) -> None:
