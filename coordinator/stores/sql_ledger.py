@@ -85,6 +85,9 @@ class SqlLedger:
     async def attempt(self, run: str, version: int) -> int:
         return await self._read(transactions.attempt, run, version)
 
+    async def named_blobs(self) -> set[str]:
+        return await self._read(transactions.named_blobs)
+
     async def close(self) -> None:
         for thread in {self._writes, self._reads}:
             await asyncio.to_thread(thread.stop)

@@ -5,10 +5,11 @@ BEGIN IMMEDIATE with a jittered retry keeps the wait for the one writer fair, wh
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from coordinator.stores import schema
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.sql_ledger import Clock, SqlLedger
 from coordinator.stores.transactions import Connection
-from wire.errors import MachineError, Reason, Refused, StoreError
+from wire.errors import MachineError, Reason, Refused, StoreError, UserError
 
 BUSY_FOR_S = 30.0
 PAUSE_S = 0.01
+LOOK_S = 0.2
+"""How often a change by another process is looked for: SQLite has no way to be told."""
 
 
 def system_clock_us(db: Connection) -> int:
@@ -79,8 +82,24 @@ class _Session:
 
 
 class SqliteLedger(SqlLedger):
-    """See `coordinator.stores.Ledger`. Raises MachineError where a ledger cannot be kept."""
+    """See `coordinator.stores.Ledger`: `ledger.sqlite` in a folder. Raises MachineError where a ledger cannot be kept."""
 
-    def __init__(self, path: Path, clock_us: Clock = system_clock_us) -> None:
+    def __init__(self, folder: str | Path, clock_us: Clock = system_clock_us, create: bool = True) -> None:
+        path = Path(folder) / "ledger.sqlite"
+        if not create and not path.exists():
+            raise UserError(f"{folder}: no coordinator's store here; give its folder as --store DIR")
         thread = GroupCommit(_Session(path))
         super().__init__(thread, thread, clock_us)
+
+    async def others(self) -> AsyncIterator[None]:
+        seen = await self._read(_foreign_changes)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if (now := await self._read(_foreign_changes)) != seen:
+                seen = now
+                yield
+
+
+def _foreign_changes(db: Connection) -> int:
+    """A number that another one takes the place of when another connection has committed."""
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
