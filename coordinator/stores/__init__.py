@@ -167,6 +167,7 @@ class Place:
     @classmethod
     def of(cls, ledger: str, blobs: str | None) -> Place:
         """As the command line says it: a folder keeps its blobs in itself unless told otherwise. Raises UserError."""
+        _row_name(LEDGERS, ledger, "--store", FOLDER_ROWS[0])
         if blobs is None and "://" in ledger:
             raise UserError("--blobs is missing: s3://BUCKET/PREFIX, or a folder that every replica sees")
         return cls(ledger, blobs if blobs is not None else str(Path(ledger) / "blobs"))
@@ -182,20 +183,32 @@ class Place:
 
 
 def _row(table: Mapping[str, str], place: str, option: str, folder_row: str) -> Any:
-    """The row that a folder or a URL's scheme names."""
+    return spec.row_class(table, _row_name(table, place, option, folder_row), option)
+
+
+def _row_name(table: Mapping[str, str], place: str, option: str, folder_row: str) -> str:
+    """The row that a folder or a URL's scheme names: of those in the table, and of those alone."""
     scheme, is_url, _ = place.partition("://")
     urls = sorted(set(table) - set(NO_URL))
     if is_url and scheme not in urls:
         raise UserError(
             f"{option} {scheme}://…: choose a folder, or a URL: {', '.join(f'{name}://…' for name in urls)}"
         )
-    return spec.row_class(table, scheme if is_url else folder_row, option)
+    return scheme if is_url else folder_row
 
 
 def without_secrets(place: str) -> str:
-    """A folder as it is; a URL as people and logs may see it, without password and options."""
+    """A folder as it is; a URL as people and logs may see it: without password and options, and without anything where
+    it is not certain which part is the password.
+
+    >>> without_secrets("postgresql://ann:secret@db/edgetune?sslmode=require")
+    'postgresql://ann@db/edgetune'
+    """
     scheme, is_url, rest = place.partition("://")
     if not is_url:
         return place
-    user, at, where = rest.partition("?")[0].rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}{at}{where}"
+    where, _, options = rest.partition("?")
+    if where.count("@") > 1 or "@" in options:
+        return f"{scheme}://…"
+    user, at, host = where.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{host}"

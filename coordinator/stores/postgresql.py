@@ -157,12 +157,15 @@ class PostgresLedger(SqlLedger):
 
     def __init__(self, url: str, clock_us: Clock = server_clock_us, create: bool = True) -> None:
         self._speaker, self._url = uuid.uuid4().hex, url
-        try:
-            writes = _Session(url, WRITE, self._speaker)
-            writes.prepare(without_secrets(url), create)
-            reads = _Session(url, READ, self._speaker)
-        except psycopg.Error as error:
-            raise MachineError(f"{without_secrets(url)}: cannot keep a ledger here: {_said(error)}") from None
+        with contextlib.ExitStack() as unless_ready:
+            try:
+                writes = _Session(url, WRITE, self._speaker)
+                unless_ready.callback(writes.close)
+                writes.prepare(without_secrets(url), create)
+                reads = _Session(url, READ, self._speaker)
+            except psycopg.Error as error:
+                raise MachineError(f"{without_secrets(url)}: cannot keep a ledger here: {_said(error)}") from None
+            unless_ready.pop_all()
         super().__init__(GroupCommit(writes, "ledger writes"), GroupCommit(reads, "ledger reads"), clock_us)
 
     async def others(self) -> AsyncIterator[None]:

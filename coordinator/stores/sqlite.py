@@ -37,7 +37,10 @@ class _Session:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_FOR_S)
-            self._prepare(path)
+            with contextlib.ExitStack() as unless_ready:
+                unless_ready.callback(self._db.close)  # and with it goes a migration that is half done
+                self._prepare(path)
+                unless_ready.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise MachineError(f"{path}: cannot keep a ledger here: {error}") from error
 
