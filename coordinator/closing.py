@@ -20,10 +20,14 @@ PASSING = {Reason.BUSY, Reason.DISK_FULL}
 """A store that does not answer, or has no room, may again: the round stays sealed until then."""
 
 
-async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bell) -> None:
-    """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended."""
+async def close_rounds(store: Store, compute: Executor, accepted: Bell, changed: Bell, work: Bell) -> None:
+    """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended.
+
+    It looks when this process has `accepted` an update, and now and then: of many replicas the one that sealed a round
+    combines it at once, and the others find it sealed only if that one has died, or is slow.
+    """
     while True:
-        ticket = changed.ticket()
+        ticket = accepted.ticket()
         try:
             did = await _close_due(store, compute)
         except Refused as error:
@@ -34,7 +38,7 @@ async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bel
             work.ring()
             changed.ring()
         else:
-            await changed.wait(ticket, IDLE_S)
+            await accepted.wait(ticket, IDLE_S)
 
 
 async def _close_due(store: Store, compute: Executor) -> bool:

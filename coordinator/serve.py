@@ -38,9 +38,9 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
     Raises MachineError if `listen` is taken.
     """
     keep_freed_memory()
-    changed, work = Bell(), Bell()
+    accepted, changed, work = Bell(), Bell(), Bell()
     with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        core = Core(store, compute, disk, changed, work)
+        core = Core(store, compute, disk, accepted, changed, work)
         # a second coordinator on the same port must fail, not share it by accident
         server = grpc.aio.server(options=[("grpc.so_reuseport", int(shared)), *OPTIONS])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
@@ -51,7 +51,7 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         tasks = [
-            asyncio.create_task(close_rounds(store, compute, changed, work)),
+            asyncio.create_task(close_rounds(store, compute, accepted, changed, work)),
             asyncio.create_task(hear_others(store, changed, work)),
         ]
         ready(address)

@@ -85,9 +85,11 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
 class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
-    def __init__(self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell) -> None:
+    def __init__(
+        self, store: Store, compute: Executor, disk: Executor, accepted: Bell, changed: Bell, work: Bell
+    ) -> None:
         self.store, self.compute, self.disk = store, compute, disk
-        self.changed, self.work = changed, work
+        self.accepted, self.changed, self.work = accepted, changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
@@ -207,6 +209,7 @@ class Federation(pb_grpc.FederationServicer):
             await self._store.ledger.refuse(message.run, error.reason)
             self._core.changed.ring()
             raise
+        self._core.accepted.ring()
         self._core.changed.ring()
         return receipt.to_proto()
 

@@ -107,8 +107,10 @@ class GroupCommit(threading.Thread):
                 outcomes = [self._attempt(job.work) for job in batch]
                 self._session.commit()
                 return outcomes
-            except self._session.errors as error:
+            except Exception as error:
                 self._session.rollback()
+                if not isinstance(error, self._session.errors):  # a fault of ours: whoever asked must hear of it
+                    return [error] * len(batch)
                 pause_s = self._session.again(error)
                 if pause_s is None or time.monotonic() + pause_s > give_up:
                     return [self._session.explained(error)] * len(batch)

@@ -79,6 +79,8 @@ class S3Blobs:
             self._put(PROBE, b"edgetune")
         except AlreadyExistsError:
             return
+        except FileNotFoundError:
+            raise MachineError(f"{self._place}: there is no such bucket; make it first") from None
         except (BaseError, OSError) as error:
             raise MachineError(f"{self._place}: cannot keep blobs here: {_said(error)}") from None
         raise MachineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -72,10 +73,8 @@ class Proxy:
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     end.close()
 
 
@@ -108,8 +107,7 @@ def test_an_update_whose_commit_got_no_answer_is_counted_once_and_gets_its_recei
         await create(ledger, spec(cohort=COHORT))
         for device, task in await tasks(ledger, 3):
             proxy.cut_after = b"COMMIT"
-            receipt = await ledger.accept(contribution(task, device))
-            assert (receipt.device, proxy.cut_after) == (device, None)
+            assert (await ledger.accept(contribution(task, device))).device == device
         assert [c.device for c in await ledger.contributions("run", 1, 1)] == ["d00", "d01", "d02"]
         assert (await ledger.status("run")).accepted == proxy.cuts == 3
 

@@ -146,7 +146,7 @@ def test_a_server_that_goes_away_is_busy_and_one_that_never_was_is_an_error_of_t
 
 
 def test_a_bucket_that_does_not_exist_is_said(s3_server: S3) -> None:
-    with pytest.raises(MachineError, match="NoSuchBucket|not found|404"):
+    with pytest.raises(MachineError, match="no such bucket"):
         s3.S3Blobs(s3_server.fresh().replace("s3://bucket", "s3://nowhere"))
 
 
