@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol, TypeVar
 
-from coordinator.stores.transactions import Connection
+from coordinator.stores.connection import Connection
 
 T = TypeVar("T")
 GROUP = 64

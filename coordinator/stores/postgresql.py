@@ -21,9 +21,9 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from coordinator.stores import schema, without_secrets
+from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.sql_ledger import Clock, SqlLedger
-from coordinator.stores.transactions import Connection
 from wire.errors import MachineError, Reason, Refused, StoreError, UserError
 
 OLDEST = 150_000
@@ -103,7 +103,7 @@ class _Session:
                 self._db.execute("UPDATE schema_version SET version = %s", (version,))
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
-        self._changed |= statement.startswith(("INSERT", "UPDATE"))
+        self._changed |= statement.startswith(("INSERT", "UPDATE", "DELETE"))
         return self._db.execute(statement.replace("?", "%s").encode(), values or None)
 
     def begin(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-from coordinator.stores.transactions import Connection
+from coordinator.stores.connection import Connection
 from wire.errors import MachineError
 
 

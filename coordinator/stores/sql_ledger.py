@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from coordinator.rounds import Round
 from coordinator.stores import Offers, Run, transactions
+from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
-from coordinator.stores.transactions import Connection
 from wire.delta import Layout
 from wire.errors import Reason
 from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.stores import schema
+from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.sql_ledger import Clock, SqlLedger
-from coordinator.stores.transactions import Connection
 from wire.errors import MachineError, Reason, Refused, StoreError, UserError
 
 BUSY_FOR_S = 30.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.rounds import Round
 from coordinator.stores import transactions
-from coordinator.stores.transactions import Connection
+from coordinator.stores.connection import Connection
 from wire.messages import Contribution, ReleaseManifest, ReleaseStatus, RunStatus
 
 

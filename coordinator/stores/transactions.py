@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from coordinator import rounds
 from coordinator.rounds import Round
 from coordinator.stores import Offers, Run
+from coordinator.stores.connection import Connection
 from wire import run_spec, spec
 from wire.delta import Layout
 from wire.errors import Reason, Refused
@@ -21,23 +21,6 @@ from wire.messages import Contribution, Metrics, Receipt, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
 _ROUND_COLUMNS = [f.name for f in dataclasses.fields(Round)]
-
-
-class Rows(Protocol):
-    """What a statement gave."""
-
-    @property
-    def rowcount(self) -> int: ...
-
-    def fetchone(self) -> Any: ...
-
-    def fetchall(self) -> list[Any]: ...
-
-
-class Connection(Protocol):
-    """All that a transaction needs of an engine: statements of portable SQL, with `?` for each value."""
-
-    def execute(self, sql: str, values: Sequence[Any] = ..., /) -> Rows: ...
 
 
 def create_run(db: Connection, created: RunSpec, layout: Layout, release: ReleaseManifest, now_us: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from coordinator import publish
 from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger, schema
-from coordinator.stores.transactions import Connection
+from coordinator.stores.connection import Connection
 from wire import run_spec
 from wire.delta import Layout, Tensor
 from wire.errors import MachineError, Reason, Refused
