@@ -10,25 +10,44 @@ from coordinator.bell import Bell
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
+from wire.errors import Reason, Refused
 from wire.messages import Contribution, ReleaseManifest
 
 IDLE_S = 1.0
 """How often deadlines are looked at, and rounds that another process sealed are found."""
 
+PASSING = {Reason.BUSY, Reason.DISK_FULL}
+"""A store that does not answer, or has no room, may again: the round stays sealed until then."""
 
-async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bell) -> None:
-    """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended."""
+
+async def close_rounds(store: Store, compute: Executor, accepted: Bell, changed: Bell, work: Bell) -> None:
+    """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended.
+
+    It looks when this process has `accepted` an update, and now and then: of many replicas the one that sealed a round
+    combines it at once, and the others find it sealed only if that one has died, or is slow.
+    """
     while True:
-        ticket = changed.ticket()
-        ended = await store.ledger.tick()
-        sealed = await store.ledger.sealed()
-        for name, round_ in sealed:
-            await close(store, compute, name, round_)
-        if ended or sealed:
+        ticket = accepted.ticket()
+        try:
+            did = await _close_due(store, compute)
+        except Refused as error:
+            if error.reason not in PASSING:
+                raise
+            did = False
+        if did:
             work.ring()
             changed.ring()
         else:
-            await changed.wait(ticket, IDLE_S)
+            await accepted.wait(ticket, IDLE_S)
+
+
+async def _close_due(store: Store, compute: Executor) -> bool:
+    """Whether any round ended."""
+    ended = await store.ledger.tick()
+    sealed = await store.ledger.sealed()
+    for name, round_ in sealed:
+        await close(store, compute, name, round_)
+    return bool(ended or sealed)
 
 
 async def close(store: Store, compute: Executor, name: str, sealed: Round) -> None:
@@ -39,6 +58,13 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round) -> No
     by = publish.rules(run.spec, run.layout)
     release = await asyncio.get_running_loop().run_in_executor(compute, _combine, by, parent, accepted, store)
     await store.ledger.publish(name, sealed, release)
+
+
+async def hear_others(store: Store, changed: Bell, work: Bell) -> None:
+    """For ever: ring both bells when another process of the same store has changed something."""
+    async for _ in store.ledger.others():
+        changed.ring()
+        work.ring()
 
 
 def _combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], store: Store) -> ReleaseManifest:

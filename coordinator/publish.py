@@ -220,6 +220,8 @@ def _stored(blobs: Blobs, digest: str) -> memoryview:
     try:
         return blobs.get(digest)
     except Refused as error:
+        if error.reason is not Reason.UNKNOWN_BLOB:
+            raise
         raise StoreError(f"a release needs blob {digest[:12]}…, which is gone") from error
 
 

@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator.bell import Bell
-from coordinator.closing import close_rounds
+from coordinator.closing import close_rounds, hear_others
 from coordinator.service import Administration, Core, Federation
 from coordinator.stores import Store
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -22,7 +22,6 @@ from wire.messages import MAX_MESSAGE_BYTES
 
 DRAIN_S = 5.0
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a second coordinator on the same port must fail, not share it by accident
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 8192),
     ("grpc.http2.bdp_probe", 0),  # else each connection's window grows to megabytes, and memory with their number
@@ -33,13 +32,17 @@ OPTIONS = [
 ]
 
 
-async def serve(store: Store, listen: str, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. Raises MachineError if `listen` is taken."""
+async def serve(store: Store, listen: str, ready: Callable[[str], None], shared: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. `shared`: other replicas listen there too.
+
+    Raises MachineError if `listen` is taken.
+    """
     keep_freed_memory()
-    changed, work = Bell(), Bell()
+    accepted, changed, work = Bell(), Bell(), Bell()
     with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        core = Core(store, compute, disk, changed, work)
-        server = grpc.aio.server(options=OPTIONS)
+        core = Core(store, compute, disk, accepted, changed, work)
+        # a second coordinator on the same port must fail, not share it by accident
+        server = grpc.aio.server(options=[("grpc.so_reuseport", int(shared)), *OPTIONS])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
         checks = health.aio.HealthServicer()
@@ -47,15 +50,19 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None]) -> None
         address = _bind(server, listen)
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        closer = asyncio.create_task(close_rounds(store, compute, changed, work))
+        tasks = [
+            asyncio.create_task(close_rounds(store, compute, accepted, changed, work)),
+            asyncio.create_task(hear_others(store, changed, work)),
+        ]
         ready(address)
-        await _until_stopped(closer)
-        await checks.enter_graceful_shutdown()
-        await server.stop(DRAIN_S)
-        closer.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await closer
-        await store.ledger.close()
+        try:
+            await _until_stopped(tasks)
+        finally:
+            await checks.enter_graceful_shutdown()
+            core.drain()
+            await server.stop(DRAIN_S)
+            await _cancelled(tasks)
+            await store.ledger.close()
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
@@ -71,17 +78,23 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{host}:{bound}"
 
 
-async def _until_stopped(closer: asyncio.Task[None]) -> None:
-    """Until a signal, or until closing rounds failed: a coordinator that cannot publish must not go on taking updates."""
+async def _until_stopped(tasks: list[asyncio.Task[None]]) -> None:
+    """Until a signal, or until a task failed: a coordinator that cannot publish must not go on taking updates."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopped, closer], return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    if closer.done():
-        closer.result()
+    for task in done:
+        task.result()
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def keep_freed_memory() -> None:

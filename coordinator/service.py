@@ -40,8 +40,8 @@ TRANSFERS = 8
 """Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
 CHUNK_TIMEOUT_S = 30.0
 """A sender that is silent for longer loses its place."""
-POLL_S = 2.0
-"""How long a held check-in may overlook work that another process of the same store opened."""
+POLL_S = 10.0
+"""How long a held call may overlook what another process did, should the ledger's word of it be lost."""
 
 
 def status_of(error: EdgetuneError) -> status_pb2.Status:
@@ -85,17 +85,29 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
 class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
-    def __init__(self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell) -> None:
+    def __init__(
+        self, store: Store, compute: Executor, disk: Executor, accepted: Bell, changed: Bell, work: Bell
+    ) -> None:
         self.store, self.compute, self.disk = store, compute, disk
-        self.changed, self.work = changed, work
+        self.accepted, self.changed, self.work = accepted, changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self.draining = False
         self._rules: dict[str, publish.Rules] = {}
+
+    def drain(self) -> None:
+        """Let held calls answer with what there is: their callers ask again, and another process answers."""
+        self.draining = True
+        self.work.ring()
+        self.changed.ring()
 
     async def rules(self, name: str) -> publish.Rules:
         if name not in self._rules:
             run = await self.store.ledger.run(name)
             self._rules[name] = publish.rules(run.spec, run.layout)
         return self._rules[name]
+
+    async def blob(self, digest: str) -> memoryview:
+        return await self.on(self.disk, self.store.blobs.get, digest)
 
     async def on(self, executor: Executor, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
@@ -123,7 +135,7 @@ class Federation(pb_grpc.FederationServicer):
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0:
+            if (left := until - time.monotonic()) <= 0 or self._core.draining:
                 return pb.CheckInReply(wait=pb.Wait(retry_after_s=0.0, active_runs=offers.active))
             await self._core.work.wait(ticket, min(left, POLL_S))
 
@@ -150,7 +162,7 @@ class Federation(pb_grpc.FederationServicer):
     async def _content(self, release: ReleaseManifest, after: int | None) -> tuple[memoryview, list[int]]:
         """A release's bytes, and the length of each step if they are steps: the shorter of history and snapshot."""
         if release.adapter is not None:
-            return self._store.blobs.get(release.adapter), []
+            return await self._core.blob(release.adapter), []
         by = await self._core.rules(release.run)
         steps = await self._steps(release, 0 if after is None else after)
         snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
@@ -171,11 +183,11 @@ class Federation(pb_grpc.FederationServicer):
         pool = by.directions is not None and by.directions.drawn == "pool"
         versions = range(release.version if pool else after + 1, release.version + 1)
         found = [await self._store.ledger.release(release.run, version) for version in versions]
-        return [self._store.blobs.get(one.step) for one in found if one.step is not None]
+        return [await self._core.blob(one.step) for one in found if one.step is not None]
 
     async def _first(self, run: str) -> memoryview:
         first = await self._store.ledger.release(run, 0)
-        return self._store.blobs.get(first.adapter or "")
+        return await self._core.blob(first.adapter or "")
 
     def _snapshot(self, by: publish.Rules, run: str, first: memoryview, steps: list[memoryview]) -> memoryview:
         state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
@@ -197,6 +209,7 @@ class Federation(pb_grpc.FederationServicer):
             await self._store.ledger.refuse(message.run, error.reason)
             self._core.changed.ring()
             raise
+        self._core.accepted.ring()
         self._core.changed.ring()
         return receipt.to_proto()
 
@@ -255,7 +268,7 @@ class Administration(pb_grpc.AdministrationServicer):
         publish.rules(created, layout)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
-        ingest.examine_adapter(self._store.blobs.get(request.adapter_digest), created, layout)
+        ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)
         await self._store.ledger.create_run(created, layout, release)
         self._core.work.ring()
@@ -281,7 +294,7 @@ class Administration(pb_grpc.AdministrationServicer):
             if status != shown:
                 yield status.to_proto()
                 shown = status
-            if status.state != "running":
+            if status.state != "running" or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
 

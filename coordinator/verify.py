@@ -8,7 +8,7 @@ import itertools
 from coordinator import publish
 from coordinator.stores import Store
 from wire import spec
-from wire.errors import EdgetuneError
+from wire.errors import EdgetuneError, Reason, Refused, StoreError
 from wire.messages import Contribution, ReleaseManifest
 
 
@@ -71,6 +71,8 @@ def _difference(
     try:
         again = publish.combine(by, parent, accepted, store.blobs).release
     except EdgetuneError as error:
+        if isinstance(error, Refused) and error.reason is Reason.BUSY:
+            raise  # a store that does not answer says nothing of the release
         return str(error)
     if again == release:
         return None
@@ -83,7 +85,11 @@ def _damage(release: ReleaseManifest, store: Store) -> str | None:
     for digest in filter(None, named):
         try:
             data = store.blobs.get(digest)
-        except EdgetuneError:
+        except StoreError as error:
+            return str(error)
+        except Refused as error:
+            if error.reason is not Reason.UNKNOWN_BLOB:
+                raise
             return f"blob {digest[:12]}… is gone"
         if spec.bytes_digest(data) != digest:
             return f"blob {digest[:12]}… is damaged"

@@ -21,6 +21,8 @@ EXTRAS = {
     "numba": "fast",
     "rich": "coordinator",
     "matplotlib": "demo",
+    "psycopg": "postgres",
+    "obstore": "s3",
 }
 """Package -> the extra that brings it."""
 

@@ -49,6 +49,8 @@ a spec to start from:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from coordinator.cli import store_arguments
+
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = _action(commands, "create", "open a run from a TOML spec")
@@ -61,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
     verify = _action(commands, "verify", "compute every release again from the stored updates")
     verify.add_argument("run", metavar="RUN")
-    verify.add_argument(
-        "--store", type=Path, metavar="DIR", help="the coordinator's store (default: the default store)"
-    )
+    store_arguments(verify)
     replay = _action(commands, "replay", "build a scalar run's adapter from its history; its SHA-256")
     replay.add_argument("run", metavar="RUN")
     replay.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
@@ -215,16 +215,11 @@ def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from coordinator import stores
-    from coordinator.cli import default_store
+    from coordinator.cli import place
     from coordinator.verify import Checked, verify
 
-    folder = args.store or default_store()
-    if not (folder / "ledger.sqlite").exists():
-        raise UserError(f"{folder}: no coordinator's store here; give its folder as --store DIR")
-
     async def check() -> list[Checked]:
-        store = stores.embedded(folder)
+        store = place(args).open(create=False)
         try:
             return await verify(store, args.run)
         finally:

@@ -25,16 +25,25 @@ def environment() -> dict[str, str]:
 
 
 class CoordinatorProcess:
-    """`edgetune coordinator serve` over a folder; `kill` is kill -9, and a new one goes on with the same folder."""
+    """`edgetune coordinator serve` over a store; `kill` is kill -9, and a new one goes on with the same store."""
 
-    def __init__(self, store: Path, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, store: Path | str, listen: str = "127.0.0.1:0", *more: str) -> None:
         self.store = store
-        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json")
+        self.replicas: dict[int, int] = {}
+        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more)
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
+        self.address: str = self.event("listening")["address"]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The next event of a name; those before it are passed over, but for the replicas' processes."""
         assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        assert ready, f"the coordinator ended with code {self.process.wait(START_S)}"
-        self.address: str = json.loads(ready)["address"]
+        while line := self.process.stdout.readline():
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "replica_started":
+                self.replicas[event["replica"]] = event["pid"]
+            if event["event"] == name:
+                return event
+        raise AssertionError(f"the coordinator ended with code {self.process.wait(START_S)}")
 
     def __enter__(self) -> CoordinatorProcess:
         return self

@@ -8,14 +8,15 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from coordinator.rounds import Round
+from wire import spec
 from wire.delta import Layout
-from wire.errors import Reason
+from wire.errors import Reason, UserError
 from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
 
@@ -89,6 +90,12 @@ class Ledger(Protocol):
     async def attempt(self, run: str, version: int) -> int:
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
 
+    async def named_blobs(self) -> set[str]:
+        """The digest of every blob that a contribution or a release names."""
+
+    def others(self) -> AsyncIterator[None]:
+        """For ever: yields soon after another process has changed something, and now and then without cause."""
+
     async def close(self) -> None:
         """Finish what is under way and release the store."""
 
@@ -120,11 +127,21 @@ class Blobs(Protocol):
     def digests(self) -> Iterator[str]:
         """Every blob, in no order."""
 
+    def older(self, than_s: float) -> Iterator[str]:
+        """Every blob that nobody has put for `than_s` seconds; putting one again makes it new."""
 
-LEDGERS: Mapping[str, str] = {"sqlite": "coordinator.stores.sqlite:SqliteLedger"}
+    def delete(self, digest: str) -> None:
+        """Forget a blob. Idempotent."""
+
+
+LEDGERS: Mapping[str, str] = {
+    "sqlite": "coordinator.stores.sqlite:SqliteLedger",
+    "postgresql": "coordinator.stores.postgresql:PostgresLedger",
+}
 BLOBS: Mapping[str, str] = {
     "files": "coordinator.stores.files:FileBlobs",
     "memory": "coordinator.stores.memory:MemoryBlobs",
+    "s3": "coordinator.stores.s3:S3Blobs",
 }
 
 
@@ -136,9 +153,62 @@ class Store:
     blobs: Blobs
 
 
-def embedded(folder: Path) -> Store:
-    """The embedded store: SQLite and files in one folder, made if absent. Raises MachineError where it cannot be."""
-    from coordinator.stores.files import FileBlobs
-    from coordinator.stores.sqlite import SqliteLedger
+FOLDER_ROWS = ("sqlite", "files")
+NO_URL = (*FOLDER_ROWS, "memory")
 
-    return Store(SqliteLedger(folder / "ledger.sqlite"), FileBlobs(folder / "blobs"))
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a store is: its ledger in a folder or at postgresql://…, its blobs in a folder or at s3://…"""
+
+    ledger: str
+    blobs: str
+
+    @classmethod
+    def of(cls, ledger: str, blobs: str | None) -> Place:
+        """As the command line says it: a folder keeps its blobs in itself unless told otherwise. Raises UserError."""
+        _row_name(LEDGERS, ledger, "--store", FOLDER_ROWS[0])
+        if blobs is None and "://" in ledger:
+            raise UserError("--blobs is missing: s3://BUCKET/PREFIX, or a folder that every replica sees")
+        return cls(ledger, blobs if blobs is not None else str(Path(ledger) / "blobs"))
+
+    def __str__(self) -> str:
+        return f"{without_secrets(self.ledger)}, blobs in {without_secrets(self.blobs)}"
+
+    def open(self, create: bool = True) -> Store:
+        """Made if absent, unless `create` is False. Raises UserError for what is not in the tables or not there,
+        MachineError where no store can be."""
+        ledger: Ledger = _row(LEDGERS, self.ledger, "--store", FOLDER_ROWS[0])(self.ledger, create=create)
+        return Store(ledger, _row(BLOBS, self.blobs, "--blobs", FOLDER_ROWS[1])(self.blobs))
+
+
+def _row(table: Mapping[str, str], place: str, option: str, folder_row: str) -> Any:
+    return spec.row_class(table, _row_name(table, place, option, folder_row), option)
+
+
+def _row_name(table: Mapping[str, str], place: str, option: str, folder_row: str) -> str:
+    """The row that a folder or a URL's scheme names: of those in the table, and of those alone."""
+    scheme, is_url, _ = place.partition("://")
+    urls = sorted(set(table) - set(NO_URL))
+    if is_url and scheme not in urls:
+        raise UserError(
+            f"{option} {scheme}://…: choose a folder, or a URL: {', '.join(f'{name}://…' for name in urls)}"
+        )
+    return scheme if is_url else folder_row
+
+
+def without_secrets(place: str) -> str:
+    """A folder as it is; a URL as people and logs may see it: without password and options, and without anything where
+    it is not certain which part is the password.
+
+    >>> without_secrets("postgresql://ann:secret@db/edgetune?sslmode=require")
+    'postgresql://ann@db/edgetune'
+    """
+    scheme, is_url, rest = place.partition("://")
+    if not is_url:
+        return place
+    where, _, options = rest.partition("?")
+    if where.count("@") > 1 or "@" in options:
+        return f"{scheme}://…"
+    user, at, host = where.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{host}"

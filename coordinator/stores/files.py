@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
 import tempfile
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from coordinator.stores.declared import Declared
 from wire.errors import MachineError, Reason, Refused
 
 ABANDONED_AFTER_S = 86_400.0
@@ -38,27 +38,18 @@ def sync_folder(folder: Path) -> None:
 
 
 class _FileWriter:
-    def __init__(self, blobs: FileBlobs, handle: int, path: Path, digest: str | None, size: int) -> None:
-        self._blobs, self._handle, self._path = blobs, handle, path
-        self._digest, self._size = digest, size
-        self._hash, self._written = hashlib.sha256(), 0
+    def __init__(self, blobs: FileBlobs, handle: int, path: Path, declared: Declared) -> None:
+        self._blobs, self._handle, self._path, self._declared = blobs, handle, path, declared
 
     def write(self, data: bytes | memoryview) -> None:
-        self._written += len(data)
-        if self._written > self._size:
-            raise Refused(Reason.BAD_SIZE, f"more than the declared {self._size} bytes arrived")
-        self._hash.update(data)
+        self._declared.take(data)
         with _disk():
             view = memoryview(data)
             while view:
                 view = view[os.write(self._handle, view) :]
 
     def commit(self) -> str:
-        digest = self._hash.hexdigest()
-        if self._written != self._size:
-            raise Refused(Reason.BAD_SIZE, f"{self._written} of the declared {self._size} bytes arrived")
-        if self._digest is not None and digest != self._digest:
-            raise Refused(Reason.BAD_DIGEST, "the bytes do not have the declared SHA-256")
+        digest = self._declared.checked()
         with _disk():
             os.fsync(self._handle)
             self._blobs.link(self._path, digest)
@@ -68,8 +59,8 @@ class _FileWriter:
 class FileBlobs:
     """See `coordinator.stores.Blobs`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._aside = folder, folder / "aside"
+    def __init__(self, folder: str | Path) -> None:
+        self._folder, self._aside = Path(folder), Path(folder) / "aside"
         try:
             self._aside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,7 +79,7 @@ class FileBlobs:
             handle, name = tempfile.mkstemp(dir=self._aside)
         path = Path(name)
         try:
-            yield _FileWriter(self, handle, path, digest, size)
+            yield _FileWriter(self, handle, path, Declared(digest, size))
         finally:
             os.close(handle)
             path.unlink(missing_ok=True)
@@ -99,8 +90,10 @@ class FileBlobs:
         if not place.parent.exists():
             place.parent.mkdir(exist_ok=True)
             sync_folder(self._folder)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(path, place)
+        except FileExistsError:
+            os.utime(place)  # as good as new: `gc` goes by age
         sync_folder(place.parent)
 
     def put(self, data: bytes | memoryview) -> str:
@@ -125,6 +118,16 @@ class FileBlobs:
 
     def digests(self) -> Iterator[str]:
         return (p.name for p in self._folder.glob("??/*"))
+
+    def older(self, than_s: float) -> Iterator[str]:
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it first
+                if time.time() - path.stat().st_mtime > than_s:
+                    yield path.name
+
+    def delete(self, digest: str) -> None:
+        with _disk():
+            self._place(digest).unlink(missing_ok=True)
 
     def _place(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest

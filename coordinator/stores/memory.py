@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import time
 from collections.abc import Iterator
 
+from coordinator.stores.declared import Declared
 from wire.errors import Reason, Refused
 
 
 class _MemoryWriter:
-    def __init__(self, kept: dict[str, bytes], digest: str | None, size: int) -> None:
-        self._kept, self._digest, self._size = kept, digest, size
-        self._data = bytearray()
+    def __init__(self, kept: dict[str, tuple[bytes, float]], declared: Declared) -> None:
+        self._kept, self._declared, self._data = kept, declared, bytearray()
 
     def write(self, data: bytes | memoryview) -> None:
+        self._declared.take(data)
         self._data += data
-        if len(self._data) > self._size:
-            raise Refused(Reason.BAD_SIZE, f"more than the declared {self._size} bytes arrived")
 
     def commit(self) -> str:
-        digest = hashlib.sha256(self._data).hexdigest()
-        if len(self._data) != self._size:
-            raise Refused(Reason.BAD_SIZE, f"{len(self._data)} of the declared {self._size} bytes arrived")
-        if self._digest is not None and digest != self._digest:
-            raise Refused(Reason.BAD_DIGEST, "the bytes do not have the declared SHA-256")
-        self._kept[digest] = bytes(self._data)
+        digest = self._declared.checked()
+        self._kept[digest] = (bytes(self._data), time.monotonic())
         return digest
 
 
@@ -33,11 +28,11 @@ class MemoryBlobs:
     """See `coordinator.stores.Blobs`."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, bytes] = {}
+        self._kept: dict[str, tuple[bytes, float]] = {}
 
     @contextlib.contextmanager
     def writer(self, digest: str | None, size: int) -> Iterator[_MemoryWriter]:
-        yield _MemoryWriter(self._kept, digest, size)
+        yield _MemoryWriter(self._kept, Declared(digest, size))
 
     def put(self, data: bytes | memoryview) -> str:
         with self.writer(None, len(data)) as writer:
@@ -46,7 +41,7 @@ class MemoryBlobs:
 
     def get(self, digest: str) -> memoryview:
         try:
-            return memoryview(self._kept[digest])
+            return memoryview(self._kept[digest][0])
         except KeyError as error:
             raise Refused(Reason.UNKNOWN_BLOB, f"no blob {digest[:12]}…") from error
 
@@ -55,3 +50,10 @@ class MemoryBlobs:
 
     def digests(self) -> Iterator[str]:
         return iter(list(self._kept))
+
+    def older(self, than_s: float) -> Iterator[str]:
+        now = time.monotonic()
+        return iter([digest for digest, (_, since) in self._kept.items() if now - since > than_s])
+
+    def delete(self, digest: str) -> None:
+        self._kept.pop(digest, None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from coordinator.rounds import Round
 from coordinator.stores import transactions
+from coordinator.stores.connection import Connection
 from wire.messages import Contribution, ReleaseManifest, ReleaseStatus, RunStatus
 
 
-def run_status(db: sqlite3.Connection, name: str) -> RunStatus:
+def run_status(db: Connection, name: str) -> RunStatus:
     """Raises Refused(UNKNOWN_RUN)."""
     run = transactions.read_run(db, name)
     shown = transactions.live_round(db, name) or _last_round(db, name)
@@ -36,14 +35,14 @@ def run_status(db: sqlite3.Connection, name: str) -> RunStatus:
     )
 
 
-def _last_round(db: sqlite3.Connection, name: str) -> Round:
+def _last_round(db: Connection, name: str) -> Round:
     number, attempt = db.execute(
         "SELECT number, attempt FROM rounds WHERE run = ? ORDER BY number DESC, attempt DESC LIMIT 1", (name,)
     ).fetchone()
     return transactions.read_round(db, name, number, attempt)
 
 
-def _releases(db: sqlite3.Connection, name: str) -> list[ReleaseStatus]:
+def _releases(db: Connection, name: str) -> list[ReleaseStatus]:
     rows = db.execute(
         "SELECT version, digest, manifest, attempt, published_us FROM releases WHERE run = ? ORDER BY version", (name,)
     ).fetchall()
@@ -51,7 +50,7 @@ def _releases(db: sqlite3.Connection, name: str) -> list[ReleaseStatus]:
 
 
 def _release(
-    db: sqlite3.Connection, name: str, version: int, digest: str, manifest: str, attempt: int, published_us: int
+    db: Connection, name: str, version: int, digest: str, manifest: str, attempt: int, published_us: int
 ) -> ReleaseStatus:
     made_from = transactions.contributions(db, name, version, attempt)
     measured = _measurements(db, name, digest)
@@ -70,7 +69,7 @@ def _release(
     )
 
 
-def _measurements(db: sqlite3.Connection, name: str, release_digest: str) -> list[Contribution]:
+def _measurements(db: Connection, name: str, release_digest: str) -> list[Contribution]:
     """Each device's first measurement of a release, whatever became of the round it was made for."""
     rounds_that_did = db.execute(
         "SELECT DISTINCT number, attempt FROM contributions WHERE run = ? AND release_digest = ? ORDER BY 1, 2",

@@ -1,4 +1,4 @@
-"""What each transaction of a ledger does, over one open connection. The SQL is portable; the shells differ by engine.
+"""What each transaction of a ledger does, over one open connection. The SQL is portable; sessions differ by engine.
 
 Every function runs inside a transaction that its caller opens and commits: it reads rows, asks `rounds.step` what
 follows, and writes rows. Raising undoes everything.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sqlite3
 from typing import Any
 
 from coordinator import rounds
 from coordinator.rounds import Round
 from coordinator.stores import Offers, Run
+from coordinator.stores.connection import Connection
 from wire import run_spec, spec
 from wire.delta import Layout
 from wire.errors import Reason, Refused
 from wire.messages import Contribution, Metrics, Receipt, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
-Connection = sqlite3.Connection
 _ROUND_COLUMNS = [f.name for f in dataclasses.fields(Round)]
 
 
@@ -75,7 +74,11 @@ def _offer_in(db: Connection, device: str, name: str, now_us: int) -> Task | Non
             return None
         live = rounds.step(live, rounds.Offer(), now_us)
         _update_round(db, name, live)
-        db.execute("INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?, 'offered')", key)
+        db.execute(
+            "INSERT INTO assignments VALUES (?, ?, ?, ?, 'offered')"
+            " ON CONFLICT (run, number, attempt, device) DO UPDATE SET state = 'offered'",
+            key,
+        )
     return _task(db, name, live, now_us)
 
 
@@ -195,14 +198,23 @@ def sealed(db: Connection) -> list[tuple[str, Round]]:
 def contributions(db: Connection, name: str, number: int, attempt: int) -> list[Contribution]:
     rows = db.execute(
         "SELECT metrics, device, run, number, attempt, digest, size, weight, base_digest, release_digest"
-        " FROM contributions WHERE run = ? AND number = ? AND attempt = ? ORDER BY device",
+        " FROM contributions WHERE run = ? AND number = ? AND attempt = ?",
         (name, number, attempt),
     ).fetchall()
-    return [_contribution(*row) for row in rows]
+    return sorted((_contribution(*row) for row in rows), key=lambda c: c.device)  # engines sort text by different rules
 
 
 def _contribution(metrics: str, *rest: Any) -> Contribution:
     return Contribution(*[*rest, spec.parse(Metrics, json.loads(metrics), "metrics")])
+
+
+def named_blobs(db: Connection) -> set[str]:
+    """The digests of all that contributions and releases are made of."""
+    named = {digest for (digest,) in db.execute("SELECT digest FROM contributions WHERE digest <> ''").fetchall()}
+    for (manifest,) in db.execute("SELECT manifest FROM releases").fetchall():
+        release = ReleaseManifest.parse(manifest)
+        named.update(filter(None, (release.adapter, release.optimizer_state, release.step)))
+    return named
 
 
 def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, now_us: int) -> bool:
@@ -210,7 +222,8 @@ def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, no
     if live != done:
         return False
     published = rounds.step(live, rounds.Publish(), now_us)
-    _update_round(db, name, published)
+    if _update_round(db, name, published) != 1:
+        return False
     _insert_release(db, release, published.attempt, now_us)
     following = rounds.after(read_run(db, name).spec, published, now_us)
     assert following is not None, "a training round is always followed by one more"
@@ -257,13 +270,14 @@ def _insert_round(db: Connection, name: str, fresh: Round) -> None:
     db.execute(f"INSERT INTO rounds (run, {columns}) VALUES ({marks})", (name, *values.values()))  # constants
 
 
-def _update_round(db: Connection, name: str, changed: Round) -> None:
+def _update_round(db: Connection, name: str, changed: Round) -> int:
+    """Rows that changed: one, or none where the round has ended meanwhile."""
     values = (changed.state, changed.deadline_us, changed.offered, changed.accepted)
-    db.execute(
+    return db.execute(
         "UPDATE rounds SET state = ?, deadline_us = ?, offered = ?, accepted = ?"
-        " WHERE run = ? AND number = ? AND attempt = ?",
+        " WHERE run = ? AND number = ? AND attempt = ? AND state IN ('open', 'sealed')",
         (*values, name, changed.number, changed.attempt),
-    )
+    ).rowcount
 
 
 def _insert_release(db: Connection, release: ReleaseManifest, attempt: int, now_us: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -172,12 +173,12 @@ def test_a_commit_of_bytes_that_were_never_uploaded_is_refused(
 def test_an_upload_that_is_not_what_it_declares_leaves_nothing(
     coordinator: CoordinatorProcess, first: pb.UploadChunk
 ) -> None:
-    before = sorted(coordinator.store.glob("blobs/??/*"))
+    before = sorted(Path(coordinator.store).glob("blobs/??/*"))
     with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
         pb_grpc.FederationStub(channel).Upload(iter([first]), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert sorted(coordinator.store.glob("blobs/??/*")) == before
-    assert list(coordinator.store.glob("blobs/aside/*")) == []
+    assert sorted(Path(coordinator.store).glob("blobs/??/*")) == before
+    assert list(Path(coordinator.store).glob("blobs/aside/*")) == []
 
 
 def test_runs_that_cannot_be_are_refused_before_anything_is_written(connection: Connection) -> None:

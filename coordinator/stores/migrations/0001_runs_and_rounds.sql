@@ -1,4 +1,4 @@
--- Version 1 of the ledger. Portable SQL; times are microseconds of the store's clock since 1970.
+-- Portable SQL; times are microseconds of the store's clock since 1970.
 CREATE TABLE runs (
   name TEXT PRIMARY KEY,
   spec TEXT NOT NULL,            -- canonical JSON of wire.run_spec.RunSpec

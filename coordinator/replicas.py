@@ -1,0 +1,167 @@
+"""`--replicas N`: N coordinator processes on one port, each with the store opened for itself.
+
+The parent serves nothing and keeps nothing but the port. A replica that dies is said so and replaced; the others go on,
+and what it had under way its callers send again. If the parent dies, the replicas drain and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+
+from coordinator.serve import DRAIN_S, serve
+from coordinator.stores import Place
+from wire.errors import EdgetuneError, MachineError
+
+Tell = Callable[[str, dict[str, object]], None]
+LOOK_S = 0.2
+START_S = 60.0
+SHORT_LIFE_S = 10.0
+"""A replica that ended sooner is replaced after a pause that doubles, up to `LONGEST_PAUSE_S`."""
+LONGEST_PAUSE_S = 30.0
+_processes = multiprocessing.get_context("spawn")
+
+
+def serve_together(place: Place, listen: str, count: int, ready: Callable[[str], None], tell: Tell) -> None:
+    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the address once all of them serve.
+
+    Raises what opening the store raises, and MachineError if `listen` is taken or no replica starts.
+    """
+    asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
+    with closing(_reserved(listen)) as port:
+        address = f"{listen.rpartition(':')[0]}:{port.getsockname()[1]}"
+        Replicas(place, address, tell).run(count, ready)
+
+
+def _reserved(listen: str) -> socket.socket:
+    """A socket that holds the port for replicas to share. It never listens, so no caller is ever given to it."""
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or not hasattr(socket, "SO_REUSEPORT"):
+        raise MachineError(f"--listen {listen}: expected HOST:PORT" if not port.isdigit() else "no shared ports here")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as alone:  # fails if anybody is there, replicas of another coordinator included
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(where)
+            alone.listen()
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(where)
+        return held
+    except OSError as error:
+        raise MachineError(
+            f"cannot listen on {listen}: the port is in use or the address is not this machine's"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replica:
+    process: SpawnProcess
+    serving: Connection
+    """Has something to read once the replica serves."""
+    since: float
+
+
+class Replicas:
+    """The parent's half: starts replicas, replaces those that die, stops them all."""
+
+    def __init__(self, place: Place, address: str, tell: Tell) -> None:
+        self._place, self._address, self._tell = place, address, tell
+        self._running: dict[int, _Replica] = {}
+        self._pauses: dict[int, float] = {}
+        self._stopping = False
+
+    def run(self, count: int, ready: Callable[[str], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        try:
+            for replica in range(1, count + 1):
+                self._start(replica)
+            self._await_all()
+            if not self._stopping:
+                ready(self._address)
+            while not self._stopping:
+                self._replace_dead()
+        finally:
+            self._end_all()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _start(self, replica: int) -> None:
+        serving, told = _processes.Pipe(duplex=False)
+        process = _processes.Process(
+            target=_serve_one, args=(self._place, self._address, told), name=f"replica-{replica}", daemon=True
+        )
+        process.start()
+        told.close()
+        self._running[replica] = _Replica(process, serving, time.monotonic())
+        self._tell("replica_started", {"replica": replica, "pid": process.pid})
+
+    def _await_all(self) -> None:
+        for one in self._running.values():
+            if not one.serving.poll(START_S):
+                raise MachineError(f"a replica does not serve after {START_S:.0f} s")
+            try:
+                one.serving.recv_bytes()
+            except EOFError:
+                if not self._stopping:
+                    raise MachineError("a replica did not start; what it said stands above") from None
+
+    def _replace_dead(self) -> None:
+        wait([one.process.sentinel for one in self._running.values()], LOOK_S)
+        for replica, one in list(self._running.items()):
+            if one.process.exitcode is not None and not self._stopping:
+                self._tell("replica_ended", {"replica": replica, "pid": one.process.pid, "code": one.process.exitcode})
+                one.serving.close()
+                self._pause(replica, time.monotonic() - one.since)
+                self._start(replica)
+
+    def _pause(self, replica: int, lived_s: float) -> None:
+        """No pause for one that had served for a while."""
+        before = self._pauses.get(replica, 0.0)
+        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * before, 0.5), LONGEST_PAUSE_S)
+        until = time.monotonic() + (before if lived_s <= SHORT_LIFE_S else 0.0)
+        while time.monotonic() < until and not self._stopping:
+            time.sleep(LOOK_S)
+
+    def _end_all(self) -> None:
+        """SIGTERM drains them; what has not ended well after the drain's bound is killed."""
+        processes = [one.process for one in self._running.values()]
+        for process in processes:
+            process.terminate()
+        give_up = time.monotonic() + DRAIN_S + 5
+        for process in processes:
+            process.join(max(0.0, give_up - time.monotonic()))
+            process.kill()
+            process.join()
+
+
+def _serve_one(place: Place, address: str, told: Connection) -> None:
+    """One process: as `coordinator serve`, on a shared port, for as long as its parent lives."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        asyncio.run(serve(place.open(), address, lambda _: told.send_bytes(b"serving"), shared=True))
+    except EdgetuneError as error:
+        print(f"edgetune: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a replica is started by its parent"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""The ledger over any SQL engine: each method is one transaction of `transactions`, run by a group commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from coordinator.rounds import Round
+from coordinator.stores import Offers, Run, transactions
+from coordinator.stores.connection import Connection
+from coordinator.stores.group_commit import GroupCommit
+from coordinator.stores.status import run_status
+from wire.delta import Layout
+from wire.errors import Reason
+from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus
+from wire.run_spec import RunSpec
+
+T = TypeVar("T")
+Clock = Callable[[Connection], int]
+"""The store's clock in microseconds, asked inside a transaction."""
+
+
+class SqlLedger:
+    """See `coordinator.stores.Ledger`. `writes` and `reads` may be one; rows add how a change by another is noticed."""
+
+    def __init__(self, writes: GroupCommit, reads: GroupCommit, clock_us: Clock) -> None:
+        self._writes, self._reads, self._clock_us = writes, reads, clock_us
+
+    async def _read(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.wrap_future(self._reads.submit(lambda db: work(db, *args)))
+
+    async def _read_now(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.wrap_future(self._reads.submit(lambda db: work(db, *args, self._clock_us(db))))
+
+    async def _write(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.wrap_future(self._writes.submit(lambda db: work(db, *args)))
+
+    async def _write_now(self, work: Callable[..., T], *args: Any) -> T:
+        """As `_write`, with the clock read inside the transaction."""
+        return await asyncio.wrap_future(self._writes.submit(lambda db: work(db, *args, self._clock_us(db))))
+
+    async def create_run(self, spec: RunSpec, layout: Layout, release: ReleaseManifest) -> None:
+        await self._write_now(transactions.create_run, spec, layout, release)
+
+    async def run(self, name: str) -> Run:
+        return await self._read(transactions.read_run, name)
+
+    async def status(self, name: str) -> RunStatus:
+        return await self._read(run_status, name)
+
+    async def names(self) -> list[str]:
+        return await self._read(transactions.names)
+
+    async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
+        return await self._write_now(transactions.offer, device, runs)
+
+    async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
+        await self._write_now(transactions.leave, device, run, number, attempt)
+
+    async def check(self, contribution: Contribution) -> Receipt | None:
+        return await self._read_now(transactions.check, contribution)
+
+    async def accept(self, contribution: Contribution) -> Receipt:
+        return await self._write_now(transactions.accept, contribution)
+
+    async def refuse(self, run: str, reason: Reason) -> None:
+        await self._write(transactions.refuse, run, reason)
+
+    async def tick(self) -> list[str]:
+        return await self._write_now(transactions.tick)
+
+    async def sealed(self) -> list[tuple[str, Round]]:
+        return await self._read(transactions.sealed)
+
+    async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
+        return await self._read(transactions.contributions, run, number, attempt)
+
+    async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
+        return await self._write_now(transactions.publish, run, sealed, release)
+
+    async def release(self, run: str, version: int | None) -> ReleaseManifest:
+        return await self._read(transactions.read_release, run, version)
+
+    async def attempt(self, run: str, version: int) -> int:
+        return await self._read(transactions.attempt, run, version)
+
+    async def named_blobs(self) -> set[str]:
+        return await self._read(transactions.named_blobs)
+
+    async def close(self) -> None:
+        for thread in {self._writes, self._reads}:
+            await asyncio.to_thread(thread.stop)

@@ -1,0 +1,55 @@
+"""Where a store is, as the command line says it."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.stores import Place, without_secrets
+from tests.processes import edgetune
+from wire.errors import UserError
+
+
+def test_a_folder_keeps_its_blobs_in_itself_unless_told_otherwise() -> None:
+    assert Place.of("/srv/store", None) == Place("/srv/store", "/srv/store/blobs")
+    assert Place.of("/srv/store", "s3://bucket/prefix").blobs == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("ledger", "blobs", "said"),
+    [
+        ("postgresql://db/x", None, "--blobs is missing"),
+        ("mysql://ann:hidden@db/x", None, "--store mysql://…: choose a folder, or a URL: postgresql://…"),
+        ("sqlite:///x", None, "--store sqlite://…"),
+        ("x", "memory://", "--blobs memory://…: choose a folder, or a URL: s3://…"),
+        ("x", "gs://bucket", "--blobs gs://…"),
+    ],
+)
+def test_a_url_that_names_no_row_is_refused_and_what_would_do_is_said(
+    ledger: str, blobs: str | None, said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Place.of(ledger, blobs).open()
+    assert said in str(caught.value) and "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/srv/a@b:c", "/srv/a@b:c"),
+        ("postgresql://ann:hidden@db:5432/x?sslmode=require", "postgresql://ann@db:5432/x"),
+        ("postgresql://db/x?password=hidden", "postgresql://db/x"),
+        ("postgresql://ann:hid@hidden@db/x", "postgresql://…"),
+        ("postgresql://ann:hid?hidden@db/x", "postgresql://…"),
+        ("s3://bucket/prefix?endpoint=http://h", "s3://bucket/prefix"),
+    ],
+)
+def test_a_place_is_shown_without_secrets(place: str, shown: str) -> None:
+    assert without_secrets(place) == shown
+
+
+def test_a_command_that_fails_shows_no_password() -> None:
+    line = ["--store", "postgresql://ann:hidden@127.0.0.1:1/x", "--blobs", "b"]
+    for command in (["coordinator", "serve"], ["coordinator", "gc"], ["run", "verify", "x"]):
+        result = edgetune(*command, *line)
+        assert result.returncode == 1 and "postgresql://ann@127.0.0.1:1/x: cannot keep a ledger here" in result.stderr
+        assert "hidden" not in result.stderr + result.stdout and len(result.stderr.splitlines()) == 1

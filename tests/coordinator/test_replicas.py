@@ -1,0 +1,116 @@
+"""Several coordinator processes: on one port, and apart over one store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from edge_client.transport import Connection
+from tests.coordinator.test_service import LAYOUT, make
+from tests.processes import CoordinatorProcess, edgetune
+from wire.messages import Finished, Task, Wait
+
+Answer = Task | Wait | Finished
+
+
+class Held(threading.Thread):
+    """A check-in that a coordinator holds until there is work, or until it ends."""
+
+    def __init__(self, address: str, wait_s: float) -> None:
+        super().__init__()
+        self._address, self._wait_s = address, wait_s
+        self.answer: Answer | None = None
+        self.start()
+        time.sleep(1.0)  # until it is held
+        assert self.answer is None
+
+    def run(self) -> None:
+        with Connection(self._address) as connection:
+            self.answer = connection.check_in("d1", (), self._wait_s)
+
+    def answered(self, within_s: float) -> Answer:
+        self.join(within_s)
+        assert self.answer is not None, f"no answer in {within_s} s"
+        return self.answer
+
+
+def create(address: str) -> None:
+    with Connection(address) as connection:
+        connection.create_run(make("toy"), LAYOUT, np.zeros(LAYOUT.size, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["embedded", "shared"])
+def test_a_check_in_held_by_one_process_is_answered_when_another_opens_a_round(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store, more = str(tmp_path / "store"), list[str]()
+    if kind == "shared":
+        store = request.getfixturevalue("postgres_server").fresh()
+        more = ["--blobs", str(tmp_path / "blobs")]
+    with (
+        CoordinatorProcess(store, "127.0.0.1:0", *more) as one,
+        CoordinatorProcess(store, "127.0.0.1:0", *more) as other,
+    ):
+        held = Held(other.address, 30.0)
+        create(one.address)
+        assert isinstance(held.answered(2.0), Task)
+
+
+def test_a_replica_that_is_killed_is_said_and_replaced_while_the_others_serve(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path / "store", "127.0.0.1:0", "--replicas", "2") as together:
+        first = together.replicas[1]
+        os.kill(first, signal.SIGKILL)
+        ended = together.event("replica_ended")
+        assert (ended["replica"], ended["pid"], ended["code"]) == (1, first, -signal.SIGKILL)
+        together.event("replica_started")
+        assert together.replicas[1] != first
+        create(together.address)
+        alone = edgetune("coordinator", "serve", "--store", tmp_path / "b", "--listen", together.address)
+        group = edgetune(
+            "coordinator", "serve", "--store", tmp_path / "b", "--listen", together.address, "--replicas", "2"
+        )
+        for refused in (alone, group):
+            assert refused.returncode == 1 and "the port is in use" in refused.stderr
+            assert len(refused.stderr.splitlines()) == 1
+        replicas = list(together.replicas.values())
+        assert together.stop() == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in replicas)
+
+
+def test_replicas_end_with_their_parent(tmp_path: Path) -> None:
+    together = CoordinatorProcess(tmp_path / "store", "127.0.0.1:0", "--replicas", "2")
+    together.kill()
+    give_up = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in together.replicas.values()):
+        assert time.monotonic() < give_up, "a replica outlives its parent"
+        time.sleep(0.1)
+
+
+def test_a_coordinator_that_is_told_to_end_says_so_answers_what_it_holds_and_ends(tmp_path: Path) -> None:
+    coordinator = CoordinatorProcess(tmp_path / "store")
+    with grpc.insecure_channel(coordinator.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        held = Held(coordinator.address, 60.0)
+        asked = time.monotonic()
+        coordinator.process.send_signal(signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert isinstance(held.answered(3.0), Wait)
+        health.cancel()
+    assert coordinator.process.wait(10) == 0 and time.monotonic() - asked < 8
+
+
+def test_a_store_that_cannot_be_opened_is_said_once_whatever_the_number_of_replicas(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = edgetune(
+        "coordinator", "serve", "--store", tmp_path / "file", "--replicas", "3", "--listen", "127.0.0.1:0"
+    )
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1

