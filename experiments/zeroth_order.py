@@ -40,6 +40,7 @@ ANSWER_TOKENS = 8
 CORE: Plain = {"id": "lora_sb", "rank": 8, "layers": 6}
 ZO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 15, "epsilon": 5e-3, "learning_rate": 3e-2}
 FO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 5}
+HYBRID: Plain = {"id": "hybrid", "rank": 8, "learning_rate": 1e-3, "learning_rate_below": 1e-4} | FO
 ROWS: dict[str, Plain] = {
     "lora": {"id": "lora", "rank": 8, "learning_rate": 1e-3} | FO,
     "core by gradients": {"id": "lora", "adapter": CORE, "learning_rate": 1e-2} | FO,
@@ -55,8 +56,9 @@ ROWS: dict[str, Plain] = {
     "mezo subzero": {"id": "mezo", "adapter": CORE, "subspace": {"structure": "subzero", "rank": 4, "refresh": 2}} | ZO,
     "mezo lozo": {"id": "mezo", "adapter": CORE, "subspace": {"structure": "lozo", "rank": 2, "refresh": 2}} | ZO,
     "fwdllm core": {"id": "fwdllm", "adapter": CORE} | ZO,
-    "hybrid": {"id": "hybrid", "rank": 8, "layers": 8, "learning_rate": 1e-3, "learning_rate_below": 1e-4} | FO,
-    "lora in those layers": {"id": "lora", "adapter": {"id": "lora", "rank": 8, "layers": 8}, "learning_rate": 1e-3} | FO,
+    "hybrid 8": HYBRID | {"layers": 8},
+    "hybrid 12": HYBRID | {"layers": 12},
+    "lora in 8 layers": {"id": "lora", "adapter": {"id": "lora", "rank": 8, "layers": 8}, "learning_rate": 1e-3} | FO,
     "hybrid core": {
         "id": "hybrid", "adapter": {"id": "lora_sb", "rank": 8}, "layers": 8, "learning_rate": 1e-2,
         "learning_rate_below": 1e-2,
