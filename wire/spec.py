@@ -8,6 +8,7 @@ row does not have and a value of another type, so a spec from the network can na
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -129,10 +130,15 @@ def digest(value: Any) -> str:
 
 
 def digest_without(value: Any, *optional: str) -> str:
-    """The digest of `value` without those of its `optional` fields that are None: what was named before a field was added
-    keeps its name."""
+    """The digest of `value` without those of its `optional` fields ("a", or "a.b" in a table) that are None: what was
+    named before a field was added keeps its name."""
     table = plain(value)
-    return digest({k: v for k, v in table.items() if v is not None or k not in optional})
+    for path in optional:
+        *outer, name = path.split(".")
+        inner = functools.reduce(dict.__getitem__, outer, table)
+        if inner[name] is None:
+            del inner[name]
+    return digest(table)
 
 
 def bytes_digest(data: bytes | memoryview) -> str:
