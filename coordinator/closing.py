@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 
 from coordinator import publish
 from coordinator.bell import Bell
+from coordinator.identities import Identities
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
@@ -16,14 +17,16 @@ IDLE_S = 1.0
 """How often deadlines are looked at, and rounds that another process sealed are found."""
 
 
-async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bell) -> None:
+async def close_rounds(
+    store: Store, compute: Executor, changed: Bell, work: Bell, who: Identities | None = None
+) -> None:
     """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended."""
     while True:
         ticket = changed.ticket()
         ended = await store.ledger.tick()
         sealed = await store.ledger.sealed()
         for name, round_ in sealed:
-            await close(store, compute, name, round_)
+            await close(store, compute, name, round_, who)
         if ended or sealed:
             work.ring()
             changed.ring()
@@ -31,13 +34,15 @@ async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bel
             await changed.wait(ticket, IDLE_S)
 
 
-async def close(store: Store, compute: Executor, name: str, sealed: Round) -> None:
-    """Combine one sealed round and publish it; whoever publishes first wins, and both computed the same bytes."""
+async def close(store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None = None) -> None:
+    """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes."""
     run = await store.ledger.run(name)
     parent = await store.ledger.release(name, sealed.base_version)
     accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)
     by = publish.rules(run.spec, run.layout)
     release = await asyncio.get_running_loop().run_in_executor(compute, _combine, by, parent, accepted, store)
+    if who is not None:
+        await who.sign(release.digest)
     await store.ledger.publish(name, sealed, release)
 
 

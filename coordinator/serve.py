@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator.authority import Authority
 from coordinator.bell import Bell
 from coordinator.closing import close_rounds
-from coordinator.service import Administration, Core, Federation
+from coordinator.gate import Gate
+from coordinator.identities import Doors, Identities
+from coordinator.service import Administration, Core, Enrolment, Federation
 from coordinator.stores import Store
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
@@ -33,22 +36,28 @@ OPTIONS = [
 ]
 
 
-async def serve(store: Store, listen: str, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. Raises MachineError if `listen` is taken."""
+async def serve(
+    store: Store, listen: str, ready: Callable[[Doors], None], who: Identities | None = None, enrolment: str = ""
+) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` gets the bound addresses. Raises MachineError if one is taken.
+
+    With identities every call needs a certificate, but for those of `enrolment`, where devices get theirs; without, there
+    is one door, and it is open."""
     keep_freed_memory()
     changed, work = Bell(), Bell()
     with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        core = Core(store, compute, disk, changed, work)
-        server = grpc.aio.server(options=OPTIONS)
+        core = Core(store, compute, disk, changed, work, who)
+        server = grpc.aio.server(options=OPTIONS, interceptors=[Gate(who)] if who else [])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
+        pb_grpc.add_EnrolmentServicer_to_server(Enrolment(core), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        address = _bind(server, listen)
+        doors = _open(server, listen, who, enrolment)
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        closer = asyncio.create_task(close_rounds(store, compute, changed, work))
-        ready(address)
+        closer = asyncio.create_task(close_rounds(store, compute, changed, work, who))
+        ready(doors)
         await _until_stopped(closer)
         await checks.enter_graceful_shutdown()
         await server.stop(DRAIN_S)
@@ -58,12 +67,41 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None]) -> None
         await store.ledger.close()
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _open(server: grpc.aio.Server, listen: str, who: Identities | None, enrolment: str) -> Doors:
+    if who is None:
+        return Doors(_bind(server, listen, None))
+    devices = _bind(server, listen, _credentials(who.authority, for_anyone=False))
+    who.doors = Doors(devices, _bind(server, enrolment, _credentials(who.authority, for_anyone=True)))
+    return who.doors
+
+
+def _credentials(authority: Authority, for_anyone: bool) -> grpc.ServerCredentials:
+    """TLS with the server's certificate of the hour. grpcio either demands a client's certificate or cannot see one:
+    hence two ports."""
+    shown = authority.server()
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        key, certificate = (pem.encode() for pem in shown)
+        roots = None if for_anyone else authority.certificate.encode()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked at every handshake: None while nothing has changed."""
+        nonlocal shown
+        if authority.server() == shown:
+            return None
+        shown = authority.server()
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=not for_anyone)
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdigit():
-        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+        raise MachineError(f"{listen}: expected HOST:PORT")
     try:
-        bound = server.add_insecure_port(listen)
+        bound = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise MachineError(
             f"cannot listen on {listen}: the port is in use or the address is not this machine's"

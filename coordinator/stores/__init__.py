@@ -8,16 +8,18 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from coordinator.rounds import Round
 from wire.delta import Layout
 from wire.errors import Reason
 from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,9 @@ class Ledger(Protocol):
 
     async def attempt(self, run: str, version: int) -> int:
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
+
+    async def transact(self, work: Callable[[Any, int], T]) -> T:
+        """`work(open connection, store clock in µs)` as one transaction: for the tables of `devices.py`."""
 
     async def close(self) -> None:
         """Finish what is under way and release the store."""

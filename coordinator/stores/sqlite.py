@@ -117,10 +117,17 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise MachineError(f"{path}: written by a newer edgetune (schema {version}); upgrade this one")
     if version == 0:
-        script = resources.files("coordinator.stores").joinpath("schema.sql").read_text(encoding="utf-8")
-        for statement in script.split(";\n"):
-            db.execute(statement)
+        _execute(db, "schema.sql")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    _execute(
+        db, "schema_identity.sql"
+    )  # a ledger from before has none of these tables; where they are, nothing happens
+
+
+def _execute(db: sqlite3.Connection, script: str) -> None:
+    text = resources.files("coordinator.stores").joinpath(script).read_text(encoding="utf-8")
+    for statement in text.split(";\n"):
+        db.execute(statement)
 
 
 def _begin(db: sqlite3.Connection) -> None:
@@ -219,6 +226,9 @@ class SqliteLedger:
 
     async def attempt(self, run: str, version: int) -> int:
         return await self._do(transactions.attempt, run, version)
+
+    async def transact(self, work: Callable[[sqlite3.Connection, int], T]) -> T:
+        return await self._do_now(work)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.stop)
