@@ -21,8 +21,8 @@ import numpy as np
 
 from wire import spec
 from wire.codecs import State
-from wire.errors import MachineError, UserError
-from wire.messages import Contribution, Task
+from wire.errors import MachineError, PayloadError, Reason, UserError
+from wire.messages import Contribution, ReleaseManifest, Task
 from wire.run_spec import NAME, RunSpec
 
 try:
@@ -113,6 +113,22 @@ class DeviceState:
     def discard(self, run: str) -> None:
         """The update will never be counted: forget it, and the codec state that would have followed."""
         (self._run(run) / "pending.npz").unlink(missing_ok=True)
+
+    def saw(self, release: ReleaseManifest) -> None:
+        """Remember a release, and refuse one that is older than one seen before: a run only goes forward.
+
+        Raises PayloadError(ROLLED_BACK).
+        """
+        file = self._run(release.run) / "newest.json"
+        newest = int(json.loads(file.read_text())) if file.exists() else 0
+        if release.version < newest:
+            raise PayloadError(
+                Reason.ROLLED_BACK,
+                f"the coordinator goes back: release {release.version} of {release.run}, after release {newest}. If the run"
+                f" was really created anew, `edgetune client leave --run {release.run}` forgets the old one",
+            )
+        if release.version > newest:
+            _write(file, json.dumps(release.version).encode())
 
     def begin(self, task: Task) -> None:
         _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
