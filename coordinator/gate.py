@@ -66,13 +66,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 yield request
                 return
             await self._identities.check(caller)
-            async with self._while_welcome(caller):
+            async with self._while_welcome(caller, context):
                 yield _checked(request, caller)
         except EdgetuneError as error:
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
 
     @contextlib.asynccontextmanager
-    async def _while_welcome(self, caller: Certificate) -> AsyncIterator[None]:
+    async def _while_welcome(self, caller: Certificate, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         """Cancels the call that is open in this block when its caller is revoked or its certificate ends."""
         call, refusals = asyncio.current_task(), list[Refused]()
         assert call is not None, "a handler runs in a task"
@@ -85,6 +85,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 except Refused as refused:
                     refusals.append(refused)
                     call.cancel()
+                    await _refuse_unheard(call, context, refused)
 
         looking = asyncio.create_task(look())
         try:
@@ -95,7 +96,15 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
             call.uncancel()
             raise refusals[0] from None
         finally:
-            looking.cancel()
+            if not refusals:
+                looking.cancel()
+
+
+async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerContext, refused: Refused) -> None:
+    """A call that was cancelled while gRPC wrote for it ends without a status: its caller would wait for the deadline."""
+    await asyncio.wait([call], timeout=RECHECK_S)
+    with contextlib.suppress(Exception):  # abort always raises, and does nothing where the status is out
+        await context.abort_with_status(rpc_status.to_status(status_of(refused)))
 
 
 _SHAPES = {

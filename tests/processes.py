@@ -12,6 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from coordinator import authority
+from edge_client.identity import Identity
+from edge_client.transport import Connection
+
 START_S = 30.0
 
 
@@ -27,14 +31,20 @@ def environment() -> dict[str, str]:
 class CoordinatorProcess:
     """`edgetune coordinator serve` over a folder; `kill` is kill -9, and a new one goes on with the same folder."""
 
-    def __init__(self, store: Path, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, store: Path, listen: str = "127.0.0.1:0", *more: str) -> None:
         self.store = store
-        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json")
+        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more)
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()
         assert ready, f"the coordinator ended with code {self.process.wait(START_S)}"
         self.address: str = json.loads(ready)["address"]
+        self.enrolment: str = json.loads(ready).get("enrolment", "")
+
+    @property
+    def admin(self) -> list[str]:
+        """What an administrator of this coordinator adds to a command."""
+        return ["--coordinator", self.address, "--identity", str(self.store / "identity")]
 
     def __enter__(self) -> CoordinatorProcess:
         return self
@@ -59,6 +69,17 @@ class CoordinatorProcess:
             if line.startswith(wanted):
                 return int(line.split()[1]) * 1024
         raise AssertionError("the coordinator is gone")
+
+
+def identified(store: Path, *more: str) -> CoordinatorProcess:
+    """A coordinator with identities, made in its store the first time."""
+    if not (store / "identity").exists():
+        authority.create(store / "identity", ["localhost", "127.0.0.1"])
+    return CoordinatorProcess(store, "127.0.0.1:0", *more)
+
+
+def administrator(coordinator: CoordinatorProcess) -> Connection:
+    return Connection(coordinator.address, identity=Identity.read(coordinator.store / "identity" / "admin"))
 
 
 def start_client(address: str, data: Path, state: Path, *more: str, name: str) -> subprocess.Popen[str]:
