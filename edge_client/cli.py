@@ -214,14 +214,19 @@ def _progress(as_json: bool) -> Any:
 def _status(args: argparse.Namespace) -> int:
     from edge_client.state import DeviceState
     from wire import spec
+    from wire.identity import read_card
 
     state = DeviceState(args.state or state_folder(args.name), args.name)
     records = {run: spec.plain(state.record(run)) for run in state.runs()}
+    card = read_card(state.folder / IDENTITY)
     state.close()
     if args.json:
-        print(json.dumps({"device": state.device, "state": str(state.folder), "runs": records}))
+        enrolled = card.coordinator if card else None
+        shown = {"device": state.device, "state": str(state.folder), "coordinator": enrolled, "runs": records}
+        print(json.dumps(shown))
         return 0
-    print(f"device {state.device}, state in {state.folder}")
+    where = f"enrolled with {card.coordinator}" if card else "not enrolled"
+    print(f"device {state.device}, {where}, state in {state.folder}")
     for name, record in records.items():
         print(
             f"  {name}: {record['rounds']} rounds, {record['bytes_up']:,} bytes up, {record['bytes_down']:,} down,"

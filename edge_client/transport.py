@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -17,14 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.delta import Layout, Vector
-from wire.errors import PayloadError, Reason, Refused, RemoteError, Unreachable
+from wire.errors import IdentityError, PayloadError, Reason, Refused, RemoteError, Unreachable
 from wire.identity import Invitation, host_of
 from wire.messages import (
     CHUNK_BYTES,
@@ -117,6 +115,11 @@ class Connection:
 
     def greet(self) -> None:
         """Ask for nothing but an answer. Raises Unreachable."""
+        from grpc_health.v1 import (
+            health_pb2,
+            health_pb2_grpc,
+        )  # needed here alone: clients on small machines count megabytes
+
         self._unary(health_pb2_grpc.HealthStub(self._channel).Check, health_pb2.HealthCheckRequest())
 
     # What devices call.
@@ -170,7 +173,7 @@ class Connection:
         request = pb.LeaveRequest(device=device, run=task.run, round=task.round, attempt=task.attempt)
         try:
             self._devices.Leave(request, timeout=2.0)
-        except grpc.RpcError:
+        except (grpc.RpcError, IdentityError):
             return
 
     # What people who administer runs call.
@@ -316,6 +319,8 @@ def enrolled(
     The token is sent only over TLS that this CA vouches for. To learn the CA a first channel believes whoever answers; what
     it says counts for nothing until `trust` has compared it with the invitation. `request` makes the signing request.
     """
+    import ssl  # needed here alone, as above
+
     host, port = host_of(invitation.address), int(invitation.address.rpartition(":")[2])
     try:
         shown = ssl.get_server_certificate((host, port), timeout=FIRST_CONTACT_S).encode()

@@ -27,6 +27,8 @@ from wire.identity import Role
 
 BACKDATED_S = 300.0
 """A certificate begins this long before it was issued: the other end's clock may be behind."""
+MAX_REQUEST = 4096
+"""Characters of a signing request; one of ours has 400."""
 _SUBJECT = re.compile(r"edgetune://(device|admin)/([a-z0-9][a-z0-9._-]{0,63})")
 _SIGNED = b"edgetune-release "
 """Before the digest in what is signed: a signature means this and nothing else."""
@@ -99,6 +101,8 @@ def request(key: str) -> str:
 
 def requested(text: str) -> ec.EllipticCurvePublicKey:
     """The public key of a signing request from the network. Raises PayloadError."""
+    if len(text) > MAX_REQUEST:
+        raise PayloadError(Reason.BAD_REQUEST, f"a signing request has at most {MAX_REQUEST} characters")
     try:
         parsed = x509.load_pem_x509_csr(text.encode())
         valid = parsed.is_signature_valid

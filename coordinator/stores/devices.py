@@ -73,6 +73,9 @@ def _use(db: Connection, token_hash: str, name: str, now_us: int) -> str:
 
 
 def _check_quota(db: Connection, owner: str, name: str, now_us: int) -> None:
+    db.execute(
+        "UPDATE owners SET quota = quota WHERE name = ?", (owner,)
+    )  # two devices of one owner are counted in turn
     (quota,) = db.execute("SELECT quota FROM owners WHERE name = ?", (owner,)).fetchone()
     (others,) = db.execute(
         "SELECT COUNT(*) FROM devices WHERE owner = ? AND state = 'active' AND ends_us > ? AND name <> ?",

@@ -116,7 +116,7 @@ def test_a_request_proves_that_its_sender_has_the_key() -> None:
     assert certificates.key_digest(certificates.requested(made)) == certificates.key_digest(certificates.public_of(KEY))
 
 
-@pytest.mark.parametrize("broken", ["", "x" * 1000, device(), KEY])
+@pytest.mark.parametrize("broken", ["", "x" * 1000, certificates.request(KEY) + " " * 5000, device(), KEY])
 def test_what_is_no_signing_request_is_refused_as_bad_bytes(broken: str) -> None:
     with pytest.raises(PayloadError) as caught:
         certificates.requested(broken)
