@@ -120,7 +120,7 @@ class DeviceState:
         Raises PayloadError(ROLLED_BACK).
         """
         file = self._run(release.run) / "newest.json"
-        newest = int(json.loads(file.read_text())) if file.exists() else 0
+        newest = _number(file) if file.exists() else 0
         if release.version < newest:
             raise PayloadError(
                 Reason.ROLLED_BACK,
@@ -128,7 +128,7 @@ class DeviceState:
                 f" was really created anew, `edgetune client leave --run {release.run}` forgets the old one",
             )
         if release.version > newest:
-            _write(file, json.dumps(release.version).encode())
+            _write(file, str(release.version).encode())
 
     def begin(self, task: Task) -> None:
         _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
@@ -211,6 +211,13 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{path}: damaged; `edgetune client leave --run` forgets this run: {error}") from error
 
 
 def _npz(arrays: State) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import cli
-from wire.errors import MissingExtra
+from wire.errors import IdentityError, MissingExtra
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
 FIRST_OWNER = "home"
@@ -64,7 +64,10 @@ def connection(args: argparse.Namespace) -> Any:
     from edge_client.transport import Connection
 
     folder = args.identity or cli.default_identity()
-    return Connection(args.coordinator, identity=credentials.for_call(folder, args.coordinator, args.insecure, "admin"))
+    identity = credentials.for_call(folder, args.coordinator, args.insecure, "admin")
+    if args.identity is not None and identity is None and not args.insecure:
+        raise IdentityError(f"{folder}: no identity here; `edgetune coordinator init` makes it")
+    return Connection(args.coordinator, identity=identity)
 
 
 def run(args: argparse.Namespace) -> int:

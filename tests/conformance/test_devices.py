@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from coordinator.identities import Identities
 from coordinator.stores import Ledger, devices, transactions
 from coordinator.stores.devices import Device
+from coordinator.stores.sqlite import SqliteLedger
 from tests.conformance.test_stores import (  # noqa: F401  # ledgers is a fixture
     Clock,
     contribution,
@@ -169,6 +172,20 @@ def test_a_signature_is_kept_once_under_its_release(ledgers: Any) -> None:  # no
         assert await do(ledger, devices.signature, "s" * 64, timed=False) is None
 
     play(ledgers, scene)
+
+
+def test_a_ledger_from_before_identities_gets_their_tables(tmp_path: Path) -> None:
+    SqliteLedger(tmp_path / "ledger")._writer.stop()
+    with sqlite3.connect(tmp_path / "ledger") as db:
+        for table in ("devices", "enrolment_tokens", "owners", "release_signatures"):
+            db.execute(f"DROP TABLE {table}")
+
+    async def scene() -> None:
+        ledger = SqliteLedger(tmp_path / "ledger")
+        await enrolled(ledger, "d1")
+        await ledger.close()
+
+    asyncio.run(scene())
 
 
 def test_a_device_outlives_its_ledgers_process(ledgers: Any) -> None:  # noqa: F811

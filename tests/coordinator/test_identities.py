@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 def devices(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     """Two devices, enrolled."""
     return {name: enrolled(coordinator, tmp_path_factory.mktemp(name), name) for name in ("d1", "d2")}
+
+
+@pytest.fixture(scope="module")
+def revoked(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    identity = enrolled(coordinator, tmp_path_factory.mktemp("gone"), "gone")
+    with administrator(coordinator) as admin:
+        admin.revoke("gone")
+    return identity
 
 
 def invitation(coordinator: CoordinatorProcess, owner: str = "ann", quota: int | None = None, s: float = 60.0) -> str:
@@ -193,6 +202,14 @@ def test_every_call_of_a_device_that_is_not_in_the_ledger_is_refused(
         allowed = {"Authority", "Enroll"}
         refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
         assert code in refused or method.rpartition("/")[2] in allowed
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_call_of_a_revoked_device_is_refused(
+    coordinator: CoordinatorProcess, revoked: Identity, method: str
+) -> None:
+    code = raw(coordinator.address, revoked.tls(), b"", method, message(method, "gone"))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_a_method_that_nobody_wrote_into_the_table_is_refused_to_administrators_too(
@@ -454,6 +471,32 @@ def test_a_second_init_changes_nothing(tmp_path: Path) -> None:
     assert second.returncode == 2 and "nothing was changed" in second.stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "i").rglob("*") if path.is_file()}
     assert all(path.stat().st_mode & 0o077 == 0 for path in before)
+
+
+def test_a_running_coordinator_answers_with_the_renewed_certificate(tmp_path: Path) -> None:
+    made = authority.create(tmp_path / "store" / "identity", ["localhost", "127.0.0.1"])
+    key, _ = made.server()
+    soon = certificates.BACKDATED_S + 8.0  # half of this life is over in four seconds
+    issuer_key = (made.folder / "ca.key").read_text()
+    (made.folder / "server.pem").write_text(certificates.for_server(made.hosts, key, issuer_key, soon))
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        door = ("127.0.0.1", int(coordinator.enrolment.rpartition(":")[2]))
+        first = ssl.get_server_certificate(door)
+        time.sleep(4.5)
+        second = ssl.get_server_certificate(door)
+        with administrator(coordinator) as admin:
+            assert admin.runs() == []
+    assert certificates.window(second)[1] > certificates.window(first)[1] + 86_400
+
+
+def test_an_invitation_names_the_host_that_init_was_given(tmp_path: Path) -> None:
+    authority.create(tmp_path / "store" / "identity", ["fl.example.org", "127.0.0.1"])
+    with CoordinatorProcess(tmp_path / "store", "0.0.0.0:0") as coordinator:
+        port = coordinator.address.rpartition(":")[2]
+        identity = Identity.read(tmp_path / "store" / "identity" / "admin")
+        with Connection(f"127.0.0.1:{port}", identity=identity) as admin:
+            address = Invitation.parse(admin.invite("ann", None, 60.0)[0]).address
+    assert address == f"fl.example.org:{coordinator.enrolment.rpartition(':')[2]}"
 
 
 def test_the_servers_certificate_is_renewed_in_the_second_half_of_its_life(tmp_path: Path) -> None:
