@@ -74,7 +74,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
     @contextlib.asynccontextmanager
     async def _while_welcome(self, caller: Certificate, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         """Cancels the call that is open in this block when its caller is revoked or its certificate ends."""
-        call, refusals = asyncio.current_task(), list[Refused]()
+        call, refusals = asyncio.current_task(), list[EdgetuneError]()
         assert call is not None, "a handler runs in a task"
 
         async def look() -> None:
@@ -82,7 +82,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 await asyncio.sleep(RECHECK_S)
                 try:
                     await self._identities.check(caller)
-                except Refused as refused:
+                except EdgetuneError as refused:  # a ledger that cannot be asked is a no, too
                     refusals.append(refused)
                     call.cancel()
                     await _refuse_unheard(call, context, refused)
@@ -100,7 +100,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 looking.cancel()
 
 
-async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerContext, refused: Refused) -> None:
+async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerContext, refused: EdgetuneError) -> None:
     """A call that was cancelled while gRPC wrote for it ends without a status: its caller would wait for the deadline."""
     await asyncio.wait([call], timeout=RECHECK_S)
     with contextlib.suppress(Exception):  # abort always raises, and does nothing where the status is out

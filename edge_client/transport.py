@@ -47,6 +47,9 @@ CALL_S = 30.0
 TRANSFER_S = 3600.0
 """Deadline of a stream of chunks: 20 MB in an hour is the slowest link that is served."""
 FIRST_CONTACT_S = 5.0
+RENEW_S = 10.0
+RENEW_AGAIN_S = 60.0
+"""Between two tries to renew a certificate: training goes on meanwhile."""
 FRAME_BYTES = 5
 """gRPC puts a flag and a length before every message."""
 OPTIONS = [
@@ -74,7 +77,7 @@ class Connection:
     def __init__(self, address: str, patience_s: float = 300.0, identity: Identity | None = None) -> None:
         self.address, self.sent, self.received = address, 0, 0
         self._patience_s, self._met = patience_s, False
-        self._identity = identity
+        self._identity, self._renew_at = identity, 0.0
         if identity is not None:
             identity.check_window()
         self._channel = _channel(address, identity)
@@ -99,26 +102,26 @@ class Connection:
     def keep_current(self) -> None:
         """Renew the own certificate if half of its life is over; long work calls this now and then.
 
-        Who cannot be asked now is asked at the next call: until the certificate ends nothing is lost.
+        A coordinator that cannot be reached is asked again later, and work goes on: it is the next call that needs the
+        certificate, and says so where it has ended.
         """
-        if self._identity is None or not self._identity.is_due():
+        if self._identity is None or not self._identity.is_due() or time.monotonic() < self._renew_at:
             return
-        self._identity.check_window()
+        self._renew_at = time.monotonic() + RENEW_AGAIN_S
         stub = pb_grpc.EnrolmentStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
         try:
-            reply = stub.Renew(pb.RenewRequest(), timeout=CALL_S)
+            reply = stub.Renew(pb.RenewRequest(), timeout=RENEW_S)
         except grpc.RpcError:
             return
+        self._renew_at = 0.0
         self._identity.renewed(reply.certificate_pem)
         self._channel.close()
         self._channel = _channel(self.address, self._identity)
 
     def greet(self) -> None:
         """Ask for nothing but an answer. Raises Unreachable."""
-        from grpc_health.v1 import (
-            health_pb2,
-            health_pb2_grpc,
-        )  # needed here alone: clients on small machines count megabytes
+        # needed here alone: clients on small machines count megabytes
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         self._unary(health_pb2_grpc.HealthStub(self._channel).Check, health_pb2.HealthCheckRequest())
 
@@ -319,7 +322,7 @@ def enrolled(
     The token is sent only over TLS that this CA vouches for. To learn the CA a first channel believes whoever answers; what
     it says counts for nothing until `trust` has compared it with the invitation. `request` makes the signing request.
     """
-    import ssl  # needed here alone, as above
+    import ssl  # needed here alone, as in `greet`
 
     host, port = host_of(invitation.address), int(invitation.address.rpartition(":")[2])
     try:

@@ -507,3 +507,31 @@ def test_the_servers_certificate_is_renewed_in_the_second_half_of_its_life(tmp_p
     second = made.server()
     assert second != first and certificates.is_issued_by(second[1], made.certificate)
     assert Authority(tmp_path / "i").server() == second
+
+
+def test_long_work_goes_on_while_nobody_is_there_to_renew_and_the_next_call_says_so(tmp_path: Path) -> None:
+    with identified(tmp_path / "store", "--certificates", "3s") as coordinator:
+        identity = enrolled(coordinator, tmp_path / "d", "d")
+        connection = Connection(coordinator.address, identity=identity)
+    time.sleep(1.6)
+    began = time.monotonic()
+    for _ in range(1000):  # as between training steps
+        connection.keep_current()
+    assert time.monotonic() - began < 5
+    time.sleep(1.5)
+    connection.keep_current()
+    with connection, pytest.raises(IdentityError, match="new invitation"):
+        connection.check_in("d", (), 0.0)
+
+
+def test_a_certificate_in_its_second_half_is_renewed_by_the_next_call(tmp_path: Path) -> None:
+    with identified(tmp_path / "store", "--certificates", "4s") as coordinator:
+        identity = enrolled(coordinator, tmp_path / "d", "d")
+        first = identity.certificate
+        with Connection(coordinator.address, identity=identity) as connection:
+            connection.check_in("d", (), 0.0)
+            assert identity.certificate == first
+            time.sleep(2.1)
+            connection.check_in("d", (), 0.0)
+        assert identity.certificate.not_after > first.not_after
+        assert Identity.read(tmp_path / "d").certificate == identity.certificate
