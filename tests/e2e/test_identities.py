@@ -97,7 +97,7 @@ def test_a_device_revoked_in_the_middle_of_a_run_ends_and_the_run_goes_on(
 
 def test_a_certificate_of_seconds_is_renewed_again_and_again_while_the_client_runs(tmp_path: Path) -> None:
     with identified(tmp_path / "store", "--certificates", "4s") as coordinator:
-        create(coordinator, tmp_path, goal=1, rounds=5, local_steps=2000, learning_rate=0.0002)
+        create(coordinator, tmp_path, goal=1, rounds=5, local_steps=1500, learning_rate=0.0002)
         state = enroll(coordinator, tmp_path, "d")
         first = Identity.read(state / "identity").certificate
         began = time.time()
