@@ -1,6 +1,6 @@
-"""`--replicas N`: N coordinator processes on one port, each with the store opened for itself.
+"""`--replicas N`: N coordinator processes on the same ports, each with store and identities opened for itself.
 
-The parent serves nothing and keeps nothing but the port. A replica that dies is said so and replaced; the others go on,
+The parent serves nothing and keeps nothing but the ports. A replica that dies is said so and replaced; the others go on,
 and what it had under way its callers send again. If the parent dies, the replicas drain and end.
 """
 
@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
-from coordinator.serve import DRAIN_S, serve
+from coordinator.identities import Doors
+from coordinator.serve import DRAIN_S, Serving, serve
 from coordinator.stores import Place
 from wire.errors import EdgetuneError, MachineError
 
@@ -34,15 +35,23 @@ LONGEST_PAUSE_S = 30.0
 _processes = multiprocessing.get_context("spawn")
 
 
-def serve_together(place: Place, listen: str, count: int, ready: Callable[[str], None], tell: Tell) -> None:
-    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the address once all of them serve.
+def serve_together(place: Place, how: Serving, count: int, ready: Callable[[Doors], None], tell: Tell) -> None:
+    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the addresses once all of them serve.
 
-    Raises what opening the store raises, and MachineError if `listen` is taken or no replica starts.
+    Raises what opening the store raises, and MachineError if an address is taken or no replica starts.
     """
     asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
-    with closing(_reserved(listen)) as port:
-        address = f"{listen.rpartition(':')[0]}:{port.getsockname()[1]}"
-        Replicas(place, address, tell).run(count, ready)
+    with ExitStack() as ports:
+        doors = Doors(*[_kept(listen, ports) for listen in dataclasses.astuple(how.listen)])
+        Replicas(place, dataclasses.replace(how, listen=doors, shared=True), tell).run(count, ready)
+
+
+def _kept(listen: str, ports: ExitStack) -> str:
+    """The address with the port that is reserved while `ports` is open; none for none."""
+    if not listen:
+        return ""
+    port = ports.enter_context(closing(_reserved(listen))).getsockname()[1]
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _reserved(listen: str) -> socket.socket:
@@ -77,13 +86,13 @@ class _Replica:
 class Replicas:
     """The parent's half: starts replicas, replaces those that die, stops them all."""
 
-    def __init__(self, place: Place, address: str, tell: Tell) -> None:
-        self._place, self._address, self._tell = place, address, tell
+    def __init__(self, place: Place, how: Serving, tell: Tell) -> None:
+        self._place, self._how, self._tell = place, how, tell
         self._running: dict[int, _Replica] = {}
         self._pauses: dict[int, float] = {}
         self._stopping = False
 
-    def run(self, count: int, ready: Callable[[str], None]) -> None:
+    def run(self, count: int, ready: Callable[[Doors], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
@@ -91,7 +100,7 @@ class Replicas:
                 self._start(replica)
             self._await_all()
             if not self._stopping:
-                ready(self._address)
+                ready(self._how.listen)
             while not self._stopping:
                 self._replace_dead()
         finally:
@@ -103,7 +112,7 @@ class Replicas:
     def _start(self, replica: int) -> None:
         serving, told = _processes.Pipe(duplex=False)
         process = _processes.Process(
-            target=_serve_one, args=(self._place, self._address, told), name=f"replica-{replica}", daemon=True
+            target=_serve_one, args=(self._place, self._how, told), name=f"replica-{replica}", daemon=True
         )
         process.start()
         told.close()
@@ -149,12 +158,12 @@ class Replicas:
             process.join()
 
 
-def _serve_one(place: Place, address: str, told: Connection) -> None:
+def _serve_one(place: Place, how: Serving, told: Connection) -> None:
     """One process: as `coordinator serve`, on a shared port, for as long as its parent lives."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        asyncio.run(serve(place.open(), address, lambda _: told.send_bytes(b"serving"), shared=True))
+        asyncio.run(serve(place.open(), how, lambda _: told.send_bytes(b"serving")))
     except EdgetuneError as error:
         print(f"edgetune: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

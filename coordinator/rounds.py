@@ -51,6 +51,11 @@ class Leave:
 
 
 @dataclasses.dataclass(frozen=True)
+class Withdraw:
+    """A contribution that was accepted is taken out: its device was revoked."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Accept:
     """A checked contribution of a device that was offered a part."""
 
@@ -65,7 +70,7 @@ class Publish:
     """The sealed contributions have been combined."""
 
 
-Event = Offer | Leave | Accept | Tick | Publish
+Event = Offer | Leave | Withdraw | Accept | Tick | Publish
 
 
 def step(state: Round, event: Event, now_us: int) -> Round:
@@ -75,6 +80,8 @@ def step(state: Round, event: Event, now_us: int) -> Round:
             return _offer(state, now_us)
         case Leave():
             return dataclasses.replace(state, offered=state.offered - 1) if state.state == "open" else state
+        case Withdraw():
+            return _withdraw(state) if state.state == "open" else state
         case Accept():
             return _accept(state, now_us)
         case Tick():
@@ -135,6 +142,10 @@ def _accept(state: Round, now_us: int) -> Round:
         raise Refused(Reason.ROUND_CLOSED, f"round {state.number} closed at its deadline")
     grown = dataclasses.replace(state, accepted=state.accepted + 1)
     return _full(grown) if grown.accepted >= grown.goal else grown
+
+
+def _withdraw(state: Round) -> Round:
+    return dataclasses.replace(state, offered=state.offered - 1, accepted=state.accepted - 1)
 
 
 def _overdue(state: Round, now_us: int) -> bool:

@@ -1,4 +1,4 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. The only file here that imports grpc with serve.py.
+"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py and gate.py, all that imports grpc.
 
 Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
 """
@@ -14,18 +14,20 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from coordinator import ingest, publish
 from coordinator.bell import Bell
+from coordinator.gate import presented_pem
+from coordinator.identities import Identities
+from coordinator.refusals import status_of
 from coordinator.stores import Store
+from coordinator.stores.devices import Device
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, UserError
+from wire.errors import EdgetuneError, PayloadError, Reason, Refused
 from wire.messages import (
     CHUNK_BYTES,
     MAX_WAIT_S,
@@ -40,22 +42,9 @@ TRANSFERS = 8
 """Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
 CHUNK_TIMEOUT_S = 30.0
 """A sender that is silent for longer loses its place."""
+NO_IDENTITIES = "this coordinator has no identities; `edgetune coordinator init` makes them"
 POLL_S = 10.0
 """How long a held call may overlook what another process did, should the ledger's word of it be lost."""
-
-
-def status_of(error: EdgetuneError) -> status_pb2.Status:
-    """The gRPC status of an error, with ErrorInfo{reason}."""
-    reason = _reason(error)
-    info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain="edgetune"))
-    return status_pb2.Status(code=code_pb2.Code.Value(GRPC_CODE[reason]), message=str(error), details=[info])
-
-
-def _reason(error: EdgetuneError) -> Reason:
-    if isinstance(error, Refused | PayloadError):
-        return error.reason
-    return Reason.BAD_REQUEST if isinstance(error, UserError) else Reason.CORRUPT_STORE
 
 
 def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
@@ -86,9 +75,16 @@ class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
     def __init__(
-        self, store: Store, compute: Executor, disk: Executor, accepted: Bell, changed: Bell, work: Bell
+        self,
+        store: Store,
+        compute: Executor,
+        disk: Executor,
+        accepted: Bell,
+        changed: Bell,
+        work: Bell,
+        who: Identities | None = None,
     ) -> None:
-        self.store, self.compute, self.disk = store, compute, disk
+        self.store, self.compute, self.disk, self.who = store, compute, disk, who
         self.accepted, self.changed, self.work = accepted, changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
@@ -143,7 +139,9 @@ class Federation(pb_grpc.FederationServicer):
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
         run = await self._store.ledger.run(request.run)
         return pb.RunDescription(
-            spec_json=spec.canonical(run.spec).decode(), layout_json=spec.canonical(run.layout).decode()
+            spec_json=spec.canonical(run.spec).decode(),
+            layout_json=spec.canonical(run.layout).decode(),
+            release_key=self._core.who.authority.release_key if self._core.who else "",
         )
 
     @_streamed
@@ -154,7 +152,8 @@ class Federation(pb_grpc.FederationServicer):
         release = await self._store.ledger.release(request.run, version)
         async with self._core.downloads:
             data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
-            first = pb.Release(manifest_json=spec.canonical(release).decode())
+            signature = await self._core.who.signature(release.digest) if self._core.who else ""
+            first = pb.Release(manifest_json=spec.canonical(release).decode(), signature=signature)
             yield pb.ReleaseChunk(release=first, step_bytes=sizes, data=bytes(data[:CHUNK_BYTES]))
             for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
@@ -270,6 +269,10 @@ class Administration(pb_grpc.AdministrationServicer):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
         ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)
+        if self._core.who is not None:
+            await self._core.who.sign(release.digest)
+        elif created.cohort.owner_share is not None:
+            raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
         await self._store.ledger.create_run(created, layout, release)
         self._core.work.ring()
         return (await self._store.ledger.status(created.name)).to_proto()
@@ -297,6 +300,64 @@ class Administration(pb_grpc.AdministrationServicer):
             if status.state != "running" or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
+
+    @_answered
+    async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext) -> pb.InviteReply:
+        quota = request.quota if request.HasField("quota") else None
+        invitation, expires_at = await _identities(self._core).invite(request.owner, quota, request.lifetime_s)
+        return pb.InviteReply(invitation=invitation.text(), expires_at=expires_at)
+
+    @_answered
+    async def ListDevices(
+        self, request: pb.ListDevicesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListDevicesReply:
+        return pb.ListDevicesReply(devices=[_device(one) for one in await _identities(self._core).devices()])
+
+    @_answered
+    async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.Device:
+        revoked = await _identities(self._core).revoke(request.device)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return _device(revoked)
+
+
+class Enrolment(pb_grpc.EnrolmentServicer):
+    """How devices get their certificates."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @_answered
+    async def Authority(self, request: pb.AuthorityRequest, context: grpc.aio.ServicerContext) -> pb.AuthorityReply:
+        return pb.AuthorityReply(certificate_pem=_identities(self._core).authority.certificate)
+
+    @_answered
+    async def Enroll(self, request: pb.EnrollRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who = _identities(self._core)
+        return _enrolled(who, await who.enroll(request.token, request.device, request.request_pem))
+
+    @_answered
+    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who, pem = _identities(self._core), presented_pem(context)
+        if pem is None:
+            raise Refused(Reason.NOT_ENROLLED, "a certificate is renewed by the one that it follows")
+        return _enrolled(who, await who.renew(pem))
+
+
+def _identities(core: Core) -> Identities:
+    if core.who is None:
+        raise Refused(Reason.NO_IDENTITIES, NO_IDENTITIES)
+    return core.who
+
+
+def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
+    port = int(who.doors.devices.rpartition(":")[2])
+    return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)
+
+
+def _device(device: Device) -> pb.Device:
+    times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
+    return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
 
 
 async def _next_chunk(chunks: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk | None:

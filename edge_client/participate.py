@@ -30,6 +30,9 @@ HOLD_S = 30.0
 _TOO_LATE = {Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
 """Refusals after which the round is over for this device, and the next one is as good as new."""
 
+_WHO = {Reason.NOT_ENROLLED, Reason.CERTIFICATE_EXPIRED, Reason.NO_IDENTITIES}
+"""Refusals of the caller and not of what it brings: the update is kept for when they are settled."""
+
 
 def participate(
     connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Event
@@ -93,10 +96,11 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     held = work.releases.fetch(connection, work.run, work.layout, work.initial, task.release_version)
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
+    state.saw(held.release)
     before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
-    trained = _train(state, work, task, held.trajectory, tell)
+    trained = _train(connection, state, work, task, held.trajectory, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
     payload, codec_state = _encode(state, work, trained.update)
     return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
@@ -109,8 +113,11 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
     return total / max(1, tokens), tokens
 
 
-def _train(state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event) -> Trained:
+def _train(
+    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event
+) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
+        connection.keep_current()
         tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
 
     key = start.directions.key(work.run.seed, task.round, state.device)
@@ -181,6 +188,8 @@ def _send(
     try:
         connection.send(mine, pending.payload)
     except Refused as error:
+        if error.reason in _WHO:
+            raise
         state.discard(run.name)
         if error.reason not in _TOO_LATE:
             raise

@@ -21,8 +21,8 @@ import numpy as np
 
 from wire import spec
 from wire.codecs import State
-from wire.errors import MachineError, UserError
-from wire.messages import Contribution, Task
+from wire.errors import MachineError, PayloadError, Reason, UserError
+from wire.messages import Contribution, ReleaseManifest, Task
 from wire.run_spec import NAME, RunSpec
 
 try:
@@ -114,6 +114,22 @@ class DeviceState:
         """The update will never be counted: forget it, and the codec state that would have followed."""
         (self._run(run) / "pending.npz").unlink(missing_ok=True)
 
+    def saw(self, release: ReleaseManifest) -> None:
+        """Remember a release, and refuse one that is older than one seen before: a run only goes forward.
+
+        Raises PayloadError(ROLLED_BACK).
+        """
+        file = self._run(release.run) / "newest.json"
+        newest = _number(file) if file.exists() else 0
+        if release.version < newest:
+            raise PayloadError(
+                Reason.ROLLED_BACK,
+                f"the coordinator goes back: release {release.version} of {release.run}, after release {newest}. If the run"
+                f" was really created anew, `edgetune client leave --run {release.run}` forgets the old one",
+            )
+        if release.version > newest:
+            _write(file, str(release.version).encode())
+
     def begin(self, task: Task) -> None:
         _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
 
@@ -195,6 +211,13 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{path}: damaged; `edgetune client leave --run` forgets this run: {error}") from error
 
 
 def _npz(arrays: State) -> bytes:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
@@ -22,12 +22,14 @@ from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.delta import Layout, Vector
-from wire.errors import PayloadError, Reason, Refused, RemoteError, Unreachable
+from wire.errors import IdentityError, PayloadError, Reason, Refused, RemoteError, Unreachable
+from wire.identity import Invitation, host_of
 from wire.messages import (
     CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     PROTOCOL,
     Contribution,
+    DeviceStanding,
     Finished,
     Receipt,
     ReleaseManifest,
@@ -37,11 +39,17 @@ from wire.messages import (
 )
 from wire.run_spec import RunSpec
 
+if TYPE_CHECKING:  # it needs a cryptographic library, which a client without identity does not have
+    from edge_client.identity import Identity
+
 T = TypeVar("T")
 CALL_S = 30.0
 TRANSFER_S = 3600.0
 """Deadline of a stream of chunks: 20 MB in an hour is the slowest link that is served."""
 FIRST_CONTACT_S = 5.0
+RENEW_S = 10.0
+RENEW_AGAIN_S = 60.0
+"""Between two tries to renew a certificate: training goes on meanwhile."""
 FRAME_BYTES = 5
 """gRPC puts a flag and a length before every message."""
 OPTIONS = [
@@ -66,12 +74,13 @@ class Fetched:
 class Connection:
     """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever."""
 
-    def __init__(self, address: str, patience_s: float = 300.0) -> None:
+    def __init__(self, address: str, patience_s: float = 300.0, identity: Identity | None = None) -> None:
         self.address, self.sent, self.received = address, 0, 0
         self._patience_s, self._met = patience_s, False
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._devices = pb_grpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
-        self._people = pb_grpc.AdministrationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+        self._identity, self._renew_at = identity, 0.0
+        if identity is not None:
+            identity.check_window()
+        self._channel = _channel(address, identity)
 
     def __enter__(self) -> Connection:
         return self
@@ -80,6 +89,41 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
+
+    @property
+    def _devices(self) -> Any:
+        self.keep_current()
+        return pb_grpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+
+    @property
+    def _people(self) -> Any:
+        return pb_grpc.AdministrationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+
+    def keep_current(self) -> None:
+        """Renew the own certificate if half of its life is over; long work calls this now and then.
+
+        A coordinator that cannot be reached is asked again later, and work goes on: it is the next call that needs the
+        certificate, and says so where it has ended.
+        """
+        if self._identity is None or not self._identity.is_due() or time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + RENEW_AGAIN_S
+        stub = pb_grpc.EnrolmentStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
+        try:
+            reply = stub.Renew(pb.RenewRequest(), timeout=RENEW_S)
+        except grpc.RpcError:
+            return
+        self._renew_at = 0.0
+        self._identity.renewed(reply.certificate_pem)
+        self._channel.close()
+        self._channel = _channel(self.address, self._identity)
+
+    def greet(self) -> None:
+        """Ask for nothing but an answer. Raises Unreachable."""
+        # needed here alone: clients on small machines count megabytes
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        self._unary(health_pb2_grpc.HealthStub(self._channel).Check, health_pb2.HealthCheckRequest())
 
     # What devices call.
 
@@ -98,10 +142,14 @@ class Connection:
     def describe(self, run: str) -> tuple[RunSpec, Layout]:
         """A run's spec and layout, checked."""
         reply = self._unary(self._devices.DescribeRun, pb.GetRunRequest(run=run))
+        if self._identity is not None:
+            self._identity.check_release_key(reply.release_key)
         return run_spec.parse(json.loads(reply.spec_json)), Layout.parse(json.loads(reply.layout_json))
 
     def release(self, run: str, limit: int, version: int | None, steps_after: int | None = None) -> Fetched:
-        """A release (None: the newest) and at most `limit` bytes of it: its adapter, or the steps from `steps_after`."""
+        """A release (None: the newest) and at most `limit` bytes of it: its adapter, or the steps from `steps_after`.
+
+        With an identity, raises PayloadError for a release without the coordinator's signature."""
         request = pb.FetchReleaseRequest(run=run, version=version or 0, latest=version is None, steps_after=steps_after)
         return self._again(lambda: self._read_release(request, limit))
 
@@ -128,7 +176,7 @@ class Connection:
         request = pb.LeaveRequest(device=device, run=task.run, round=task.round, attempt=task.attempt)
         try:
             self._devices.Leave(request, timeout=2.0)
-        except grpc.RpcError:
+        except (grpc.RpcError, IdentityError):
             return
 
     # What people who administer runs call.
@@ -149,6 +197,19 @@ class Connection:
     def runs(self) -> list[RunStatus]:
         reply = self._unary(self._people.ListRuns, pb.ListRunsRequest())
         return [RunStatus.from_proto(status) for status in reply.runs]
+
+    def invite(self, owner: str, quota: int | None, lifetime_s: float) -> tuple[str, float]:
+        """A new invitation, and when it expires in Unix seconds."""
+        request = pb.InviteRequest(owner=owner, quota=quota, lifetime_s=lifetime_s)
+        reply = self._unary(self._people.Invite, request)
+        return str(reply.invitation), float(reply.expires_at)
+
+    def devices(self) -> list[DeviceStanding]:
+        reply = self._unary(self._people.ListDevices, pb.ListDevicesRequest())
+        return [DeviceStanding.from_proto(device) for device in reply.devices]
+
+    def revoke(self, device: str) -> DeviceStanding:
+        return DeviceStanding.from_proto(self._unary(self._people.Revoke, pb.RevokeRequest(device=device)))
 
     def watch(self, run: str) -> Iterator[RunStatus]:
         """The status now and after each change, until the run has ended."""
@@ -182,6 +243,8 @@ class Connection:
             self.received += chunk.ByteSize() + FRAME_BYTES
             if manifest is None:
                 manifest, sizes = ReleaseManifest.parse(chunk.release.manifest_json), tuple(chunk.step_bytes)
+                if self._identity is not None:
+                    self._identity.check_release(manifest, chunk.release.signature)
             if len(data) + len(chunk.data) > limit:
                 raise PayloadError(Reason.BAD_SIZE, f"a release is longer than the {limit} bytes it can have")
             data += chunk.data
@@ -208,6 +271,8 @@ class Connection:
         give_up = time.monotonic() + (self._patience_s if self._met else FIRST_CONTACT_S)
         pause_s = 0.2
         while True:
+            if self._identity is not None:
+                self._identity.check_window()
             try:
                 result = attempt()
                 self._met = True
@@ -225,7 +290,61 @@ class Connection:
     def _gave_up(self, last: RemoteError) -> RemoteError:
         if isinstance(last, Refused):
             return last
-        return Unreachable(f"no coordinator answers at {self.address}: is it running, is the address right? ({last})")
+        return Unreachable(_nobody(self.address, last, self._identity is None))
+
+
+def _nobody(address: str, last: object, plain: bool) -> str:
+    hint = " Or it has identities, and this call was made without one." if plain else ""
+    return f"no coordinator answers at {address}: is it running, is the address right?{hint} ({last})"
+
+
+def _channel(address: str, identity: Identity | None) -> grpc.Channel:
+    if identity is None:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    authority, key, certificate = identity.tls()
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), options=OPTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Enrolled:
+    """A coordinator's answer to an enrolment, unchecked: a certificate (PEM), its release key, and where to go on."""
+
+    certificate: str
+    release_key: str
+    port: int
+
+
+def enrolled(
+    invitation: Invitation, device: str, trust: Callable[[str], None], request: Callable[[], str]
+) -> tuple[str, Enrolled]:
+    """The CA certificate (PEM) of the coordinator that invited, and its answer.
+
+    The token is sent only over TLS that this CA vouches for. To learn the CA a first channel believes whoever answers; what
+    it says counts for nothing until `trust` has compared it with the invitation. `request` makes the signing request.
+    """
+    import ssl  # needed here alone, as in `greet`
+
+    host, port = host_of(invitation.address), int(invitation.address.rpartition(":")[2])
+    try:
+        shown = ssl.get_server_certificate((host, port), timeout=FIRST_CONTACT_S).encode()
+    except (OSError, ValueError) as error:
+        raise Unreachable(_nobody(invitation.address, error, plain=False)) from error
+    message = pb.EnrollRequest(token=invitation.token, device=device)
+    authority = str(_ask(invitation.address, shown, "Authority", pb.AuthorityRequest()).certificate_pem)
+    trust(authority)
+    message.request_pem = request()
+    reply = _ask(invitation.address, authority.encode(), "Enroll", message)
+    return authority, Enrolled(reply.certificate_pem, reply.release_key, reply.port)
+
+
+def _ask(address: str, believed: bytes, method: str, message: Any) -> Any:
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(believed), options=OPTIONS) as channel:
+        stub = pb_grpc.EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        try:
+            return getattr(stub, method)(message, timeout=CALL_S)
+        except grpc.RpcError as error:
+            ours = _as_ours(error)
+            raise ours if isinstance(ours, Refused) else Unreachable(_nobody(address, ours, plain=False)) from error
 
 
 def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:

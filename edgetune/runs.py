@@ -18,13 +18,14 @@ from edge_client.adapters import Base
 from edge_client.releases import Releases
 from edge_client.session import methods, settled
 from edge_client.transport import Connection
+from edgetune import devices
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
+from wire.identity import read_card
 from wire.messages import RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
-DEFAULT_COORDINATOR = "127.0.0.1:7443"
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
@@ -84,7 +85,7 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    devices.administrator_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     return parser
 
@@ -122,7 +123,7 @@ def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef
 
 def _create(args: argparse.Namespace) -> int:
     wanted = run_spec.read_toml(args.spec)
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
         status = create(connection, wanted, args.base)
     if args.json:
@@ -139,7 +140,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         statuses = connection.runs()
     if args.json:
         print(json.dumps([spec.plain(status) for status in statuses]))
@@ -152,7 +153,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         status = connection.status(args.run)
     if args.json:
         print(json.dumps(spec.plain(status)))
@@ -194,7 +195,7 @@ def _releases(status: RunStatus) -> Any:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         last = _show(connection.watch(args.run), args.json)
     return 0 if last is not None and last.state == "done" else 1
 
@@ -215,13 +216,18 @@ def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from coordinator.cli import place
+    from coordinator.cli import identity_folder, place
     from coordinator.verify import Checked, verify
+
+    admin = identity_folder(args)
+    card = read_card(admin / "admin") or read_card(admin)
+    if args.identity is not None and card is None:
+        raise UserError(f"{args.identity}: no identity here, and so no key to check signatures with")
 
     async def check() -> list[Checked]:
         store = place(args).open(create=False)
         try:
-            return await verify(store, args.run)
+            return await verify(store, args.run, card.release_key if card else None)
         finally:
             await store.ledger.close()
 
@@ -229,10 +235,13 @@ def _verify(args: argparse.Namespace) -> int:
     verdicts = asyncio.run(check())
     good = all(v.fault is None for v in verdicts)
     if args.json:
-        print(json.dumps({"run": args.run, "verified": good, "releases": [dataclasses.asdict(v) for v in verdicts]}))
+        shown = {"run": args.run, "verified": good, "signed": all(v.signed for v in verdicts)}
+        print(json.dumps(shown | {"releases": [dataclasses.asdict(v) for v in verdicts]}))
     else:
         for v in verdicts:
             print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or 'ok'}")
+        if not any(v.signed for v in verdicts):
+            print("signatures: none checked; a coordinator without identities signs nothing")
         print(
             f"{'verified' if good else 'NOT verified'}: {len(verdicts)} releases in {time.monotonic() - started:.1f} s"
         )
@@ -242,7 +251,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from edge_client import export
 
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         row = methods(described)[0].tunes()
         held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
@@ -257,7 +266,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     """Every backend walks the same way: the digest it prints is the same."""
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         if described.codec is not None:
             raise UserError(

@@ -5,6 +5,7 @@ EdgetuneError
 │   ├── DataError         a data file; names the file and the line
 │   ├── SpecError         a run, codec or method spec; names the key
 │   ├── BaseModelError    no such base model, or one of another digest
+│   ├── IdentityError     who this caller is: not enrolled, or its certificate is out of its time
 │   └── MissingExtra      a package is absent; carries the install line
 ├── MachineError          this machine: disk full, port in use, out of memory       exit 1
 ├── RemoteError           the other end, or the way there                           exit 1
@@ -38,6 +39,10 @@ class SpecError(UserError):
 
 
 class BaseModelError(UserError):
+    pass
+
+
+class IdentityError(UserError):
     pass
 
 
@@ -95,6 +100,18 @@ class Reason(enum.StrEnum):
     DISK_FULL = "DISK_FULL"
     BUSY = "BUSY"
     CORRUPT_STORE = "CORRUPT_STORE"
+    NO_IDENTITIES = "NO_IDENTITIES"
+    NOT_ENROLLED = "NOT_ENROLLED"
+    CERTIFICATE_EXPIRED = "CERTIFICATE_EXPIRED"
+    REVOKED = "REVOKED"
+    NOT_ALLOWED = "NOT_ALLOWED"
+    FOREIGN_DEVICE = "FOREIGN_DEVICE"
+    BAD_TOKEN = "BAD_TOKEN"
+    NAME_TAKEN = "NAME_TAKEN"
+    QUOTA = "QUOTA"
+    UNKNOWN_DEVICE = "UNKNOWN_DEVICE"
+    BAD_SIGNATURE = "BAD_SIGNATURE"
+    ROLLED_BACK = "ROLLED_BACK"
 
 
 class Refused(RemoteError):
@@ -126,5 +143,17 @@ GRPC_CODE: dict[Reason, str] = {
     Reason.DISK_FULL: "RESOURCE_EXHAUSTED",
     Reason.BUSY: "RESOURCE_EXHAUSTED",
     Reason.CORRUPT_STORE: "DATA_LOSS",
+    Reason.NO_IDENTITIES: "FAILED_PRECONDITION",
+    Reason.NOT_ENROLLED: "UNAUTHENTICATED",
+    Reason.CERTIFICATE_EXPIRED: "UNAUTHENTICATED",
+    Reason.REVOKED: "PERMISSION_DENIED",
+    Reason.NOT_ALLOWED: "PERMISSION_DENIED",
+    Reason.FOREIGN_DEVICE: "PERMISSION_DENIED",
+    Reason.BAD_TOKEN: "UNAUTHENTICATED",
+    Reason.NAME_TAKEN: "ALREADY_EXISTS",
+    Reason.QUOTA: "RESOURCE_EXHAUSTED",
+    Reason.UNKNOWN_DEVICE: "NOT_FOUND",
+    Reason.BAD_SIGNATURE: "INVALID_ARGUMENT",
+    Reason.ROLLED_BACK: "FAILED_PRECONDITION",
 }
 """The gRPC status of each reason. Every reason has one; a test walks the enum."""

@@ -206,6 +206,21 @@ class ReleaseManifest:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeviceStanding:
+    """An enrolled device as administrators see it. Times in Unix seconds."""
+
+    name: str
+    owner: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Device) -> DeviceStanding:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
 class ReleaseStatus:
     """A release as people see it. Held-out loss: of this release, over the devices that measured it, by tokens."""
 

@@ -34,13 +34,18 @@ class BaseRef:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """How many devices a round asks, wants and needs, and how long it waits. Times in seconds of the store's clock."""
+    """How many devices a round asks, wants and needs, and how long it waits. Times in seconds of the store's clock.
+
+    `owner_share` is the part of a round's goal that the devices of one owner may fill together (at least one device);
+    None sets no bound, and is all that a coordinator without identities can do.
+    """
 
     goal: int
     minimum: int = 1
     over_selection: float = 1.0
     deadline_s: float = 3600.0
     max_attempts: int = 20
+    owner_share: float | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.goal <= 1 << 15:
@@ -51,6 +56,13 @@ class Cohort:
             raise ValueError("deadline_s must be positive and at most 30 days")
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
+        if self.owner_share is not None and not 0.0 < self.owner_share <= 1.0:
+            raise ValueError("owner_share must lie above 0 and not above 1")
+
+    @property
+    def owner_seats(self) -> int | None:
+        """The most devices of one owner in a round."""
+        return None if self.owner_share is None else max(1, int(self.owner_share * self.goal))
 
 
 @dataclasses.dataclass(frozen=True)

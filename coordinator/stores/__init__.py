@@ -8,17 +8,20 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from coordinator.rounds import Round
+from coordinator.stores.connection import Connection
 from wire import spec
 from wire.delta import Layout
 from wire.errors import Reason, UserError
 from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,13 @@ class Ledger(Protocol):
 
     async def named_blobs(self) -> set[str]:
         """The digest of every blob that a contribution or a release names."""
+
+    async def transact(self, work: Callable[[Connection, int], T]) -> T:
+        """`work(connection, store clock in µs)` as one transaction, for the tables of `devices.py`. As every transaction it
+        may be run again after its commit was cut off: `work` does the same twice as once."""
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        """As `transact`, for work that reads only."""
 
     def others(self) -> AsyncIterator[None]:
         """For ever: yields soon after another process has changed something, and now and then without cause."""

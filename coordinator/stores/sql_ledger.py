@@ -88,6 +88,12 @@ class SqlLedger:
     async def named_blobs(self) -> set[str]:
         return await self._read(transactions.named_blobs)
 
+    async def transact(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._write_now(work)
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        return await self._read(work)
+
     async def close(self) -> None:
         for thread in {self._writes, self._reads}:
             await asyncio.to_thread(thread.stop)

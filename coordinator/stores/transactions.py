@@ -12,7 +12,7 @@ from typing import Any
 
 from coordinator import rounds
 from coordinator.rounds import Round
-from coordinator.stores import Offers, Run
+from coordinator.stores import Offers, Run, devices
 from coordinator.stores.connection import Connection
 from wire import run_spec, spec
 from wire.delta import Layout
@@ -47,6 +47,7 @@ def names(db: Connection) -> list[str]:
 
 
 def offer(db: Connection, device: str, wanted: tuple[str, ...], now_us: int) -> Offers:
+    devices.check_not_revoked(db, device)
     states = dict(db.execute("SELECT name, state FROM runs ORDER BY created_us, name").fetchall())
     if missing := [name for name in wanted if name not in states]:
         raise Refused(Reason.UNKNOWN_RUN, f"no run named {missing[0]!r}; `edgetune run list` shows them")
@@ -70,7 +71,7 @@ def _offer_in(db: Connection, device: str, name: str, now_us: int) -> Task | Non
     if held is not None and held[0] == "accepted":
         return None
     if held is None or held[0] == "left":
-        if not rounds.can_offer(live, now_us):
+        if not rounds.can_offer(live, now_us) or _owner_is_full(db, name, live, device):
             return None
         live = rounds.step(live, rounds.Offer(), now_us)
         _update_round(db, name, live)
@@ -80,6 +81,11 @@ def _offer_in(db: Connection, device: str, name: str, now_us: int) -> Task | Non
             key,
         )
     return _task(db, name, live, now_us)
+
+
+def _owner_is_full(db: Connection, name: str, live: Round, device: str) -> bool:
+    seats = read_run(db, name).spec.cohort.owner_seats
+    return seats is not None and devices.owner_is_full(db, name, live.number, live.attempt, device, seats)
 
 
 def _task(db: Connection, name: str, live: Round, now_us: int) -> Task:
@@ -107,6 +113,7 @@ def leave(db: Connection, device: str, name: str, number: int, attempt: int, now
 
 def check(db: Connection, offered: Contribution, now_us: int) -> Receipt | None:
     """The receipt if it is in already, None if it may come in; raises what `accept` would raise."""
+    devices.check_not_revoked(db, offered.device)
     key = (offered.run, offered.round, offered.attempt, offered.device)
     spec_text = db.execute("SELECT spec FROM runs WHERE name = ?", (offered.run,)).fetchone()
     if spec_text is None:
@@ -155,6 +162,23 @@ def accept(db: Connection, offered: Contribution, now_us: int) -> Receipt:
     if live.state == "published":  # an evaluation has nothing to combine: the run ends here
         _end_run(db, offered.run, "done", "")
     return Receipt(offered.run, offered.round, offered.attempt, offered.device, offered.digest)
+
+
+def withdraw(db: Connection, device: str, now_us: int) -> list[str]:
+    """Take a device out of every round that is still open, its accepted update too; the runs that this changed."""
+    rows = db.execute(
+        "SELECT run, number, attempt, assignments.state FROM assignments JOIN rounds USING (run, number, attempt)"
+        " WHERE device = ? AND assignments.state IN ('offered', 'accepted') AND rounds.state = 'open'",
+        (device,),
+    ).fetchall()
+    for name, number, attempt, held in rows:
+        key = (name, number, attempt, device)
+        where = " WHERE run = ? AND number = ? AND attempt = ? AND device = ?"
+        db.execute("DELETE FROM contributions" + where, key)
+        db.execute("UPDATE assignments SET state = 'left'" + where, key)
+        event = rounds.Withdraw() if held == "accepted" else rounds.Leave()
+        _update_round(db, name, rounds.step(read_round(db, name, number, attempt), event, now_us))
+    return [name for name, *_ in rows]
 
 
 def refuse(db: Connection, name: str, reason: Reason) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator import rounds
-from coordinator.rounds import Accept, Leave, Offer, Publish, Round, Tick, step
+from coordinator.rounds import Accept, Leave, Offer, Publish, Round, Tick, Withdraw, step
 from wire import run_spec
 from wire.errors import Reason, Refused
 
@@ -56,6 +56,14 @@ def test_no_device_is_asked_beyond_the_over_selection() -> None:
 def test_a_device_that_leaves_makes_room_for_another() -> None:
     state = play(opened(goal=1), Offer(), Leave())
     assert rounds.can_offer(state, 0)
+
+
+def test_an_update_that_is_withdrawn_makes_room_for_another_but_only_while_the_round_is_open() -> None:
+    state = play(opened(), Offer(), Offer(), Accept())
+    again = step(state, Withdraw(), 0)
+    assert (again.offered, again.accepted) == (1, 0) and rounds.can_offer(again, 0)
+    sealed = step(state, Accept(), 0)
+    assert step(sealed, Withdraw(), 0) == sealed
 
 
 def test_the_deadline_runs_from_the_first_offer_and_not_from_the_creation_of_the_run() -> None:

@@ -38,6 +38,11 @@ def test_a_spec_survives_its_plain_form_and_its_digest_tells_every_change() -> N
     assert run_spec.parse(LEAST | {"seed": 1}).digest != run.digest
 
 
+def test_the_digest_of_a_run_is_for_ever_whatever_fields_are_added() -> None:
+    assert run_spec.parse(LEAST).digest[:16] == "e19d6f5305632e7f"
+    assert run_spec.parse(LEAST | {"cohort": {"goal": 1, "owner_share": 0.5}}).digest[:16] != "e19d6f5305632e7f"
+
+
 def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
     named = run_spec.parse(LEAST | {"codec": "int4"})
     assert named.codec is not None
@@ -58,6 +63,8 @@ def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
         ({"cohort": {"goal": 2, "minimum": 3}}, "minimum <= goal"),
         ({"cohort": {"goal": 2, "over_selection": 0.5}}, "over_selection"),
         ({"cohort": {"goal": 2, "deadline_s": float("inf")}}, "a finite number"),
+        ({"cohort": {"goal": 2, "owner_share": 0.0}}, "owner_share"),
+        ({"cohort": {"goal": 2, "owner_share": 1.1}}, "owner_share"),
         ({"cohort": {}}, "missing key 'goal'"),
         ({"codec": "int2"}, "unknown name 'int2'"),
         ({"codec": [{"id": "os.system"}]}, "unknown id 'os.system'"),
