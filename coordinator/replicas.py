@@ -48,8 +48,10 @@ def serve_together(place: Place, listen: str, count: int, ready: Callable[[str],
 def _reserved(listen: str) -> socket.socket:
     """A socket that holds the port for replicas to share. It never listens, so no caller is ever given to it."""
     host, _, port = listen.rpartition(":")
-    if not port.isdigit() or not hasattr(socket, "SO_REUSEPORT"):
-        raise MachineError(f"--listen {listen}: expected HOST:PORT" if not port.isdigit() else "no shared ports here")
+    if not port.isdigit():
+        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise MachineError("--replicas: processes of this system cannot share a port; start them on ports of their own")
     try:
         family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as alone:  # fails if anybody is there, replicas of another coordinator included

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -14,9 +15,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge_client.transport import Connection
+from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.coordinator.test_service import LAYOUT, make
 from tests.processes import CoordinatorProcess, edgetune
-from wire.messages import Finished, Task, Wait
+from wire import spec
+from wire.messages import CHUNK_BYTES, Finished, Task, Wait
 
 Answer = Task | Wait | Finished
 
@@ -106,6 +110,26 @@ def test_a_coordinator_that_is_told_to_end_says_so_answers_what_it_holds_and_end
         assert isinstance(held.answered(3.0), Wait)
         health.cancel()
     assert coordinator.process.wait(10) == 0 and time.monotonic() - asked < 8
+
+
+def test_an_upload_under_way_is_finished_by_a_coordinator_that_is_told_to_end(tmp_path: Path) -> None:
+    coordinator = CoordinatorProcess(tmp_path / "store")
+    data = bytes(3 * CHUNK_BYTES)
+    digest = spec.bytes_digest(data)
+
+    def chunks() -> Iterator[pb.UploadChunk]:
+        yield pb.UploadChunk(digest=digest, size=len(data), data=data[:CHUNK_BYTES])
+        time.sleep(0.5)
+        coordinator.process.send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        yield pb.UploadChunk(data=data[CHUNK_BYTES : 2 * CHUNK_BYTES])
+        yield pb.UploadChunk(data=data[2 * CHUNK_BYTES :])
+
+    with grpc.insecure_channel(coordinator.address) as channel:
+        stub = pb_grpc.FederationStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        assert stub.Upload(chunks(), timeout=20).digest == digest
+    assert coordinator.process.wait(10) == 0
+    assert (tmp_path / "store" / "blobs" / digest[:2] / digest).stat().st_size == len(data)
 
 
 def test_a_store_that_cannot_be_opened_is_said_once_whatever_the_number_of_replicas(tmp_path: Path) -> None:
