@@ -83,6 +83,7 @@ class Replicas:
         self._place, self._address, self._tell = place, address, tell
         self._running: dict[int, _Replica] = {}
         self._pauses: dict[int, float] = {}
+        self._due: dict[int, float] = {}
         self._stopping = False
 
     def run(self, count: int, ready: Callable[[str], None]) -> None:
@@ -124,20 +125,22 @@ class Replicas:
 
     def _replace_dead(self) -> None:
         wait([one.process.sentinel for one in self._running.values()], LOOK_S)
+        now = time.monotonic()
         for replica, one in list(self._running.items()):
             if one.process.exitcode is not None and not self._stopping:
                 self._tell("replica_ended", {"replica": replica, "pid": one.process.pid, "code": one.process.exitcode})
                 one.serving.close()
-                self._pause(replica, time.monotonic() - one.since)
-                self._start(replica)
+                del self._running[replica]
+                self._due[replica] = now + self._pause_s(replica, now - one.since)
+        for replica in [replica for replica, due in self._due.items() if due <= now and not self._stopping]:
+            del self._due[replica]
+            self._start(replica)
 
-    def _pause(self, replica: int, lived_s: float) -> None:
-        """No pause for one that had served for a while."""
-        before = self._pauses.get(replica, 0.0)
-        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * before, 0.5), LONGEST_PAUSE_S)
-        until = time.monotonic() + (before if lived_s <= SHORT_LIFE_S else 0.0)
-        while time.monotonic() < until and not self._stopping:
-            time.sleep(LOOK_S)
+    def _pause_s(self, replica: int, lived_s: float) -> float:
+        """None for one that had served for a while, nor after its first short life."""
+        pause_s = 0.0 if lived_s > SHORT_LIFE_S else self._pauses.get(replica, 0.0)
+        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * pause_s, 0.5), LONGEST_PAUSE_S)
+        return pause_s
 
     def _end_all(self) -> None:
         """SIGTERM drains them; what has not ended well after the drain's bound is killed."""

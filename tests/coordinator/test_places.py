@@ -32,7 +32,7 @@ def test_a_url_that_names_no_row_is_refused_and_what_would_do_is_said(
     ledger: str, blobs: str | None, said: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        Place.of(ledger, blobs).open()
+        Place.of(ledger, blobs)
     assert said in str(caught.value) and "hidden" not in str(caught.value)
 
 
