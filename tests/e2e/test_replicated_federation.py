@@ -14,7 +14,7 @@ from edge_client.transport import Connection
 from tests.processes import CoordinatorProcess, edgetune, finished, start_client, write_texts, write_toy_spec
 from tests.servers import S3, Postgres
 
-CLIENTS, ROUNDS = 5, 6
+CLIENTS, ROUNDS = 4, 6
 
 
 def test_replicas_and_a_database_that_crash_in_the_middle_of_rounds_lose_nothing_and_count_nothing_twice(
