@@ -67,9 +67,15 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round, who: 
 
 async def hear_others(store: Store, changed: Bell, work: Bell) -> None:
     """For ever: ring both bells when another process of the same store has changed something."""
-    async for _ in store.ledger.others():
-        changed.ring()
-        work.ring()
+    while True:
+        try:
+            async for _ in store.ledger.others():
+                changed.ring()
+                work.ring()
+        except Refused as error:
+            if error.reason not in PASSING:
+                raise
+            await asyncio.sleep(IDLE_S)
 
 
 def _combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], store: Store) -> ReleaseManifest:

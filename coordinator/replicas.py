@@ -57,8 +57,10 @@ def _kept(listen: str, ports: ExitStack) -> str:
 def _reserved(listen: str) -> socket.socket:
     """A socket that holds the port for replicas to share. It never listens, so no caller is ever given to it."""
     host, _, port = listen.rpartition(":")
-    if not port.isdigit() or not hasattr(socket, "SO_REUSEPORT"):
-        raise MachineError(f"--listen {listen}: expected HOST:PORT" if not port.isdigit() else "no shared ports here")
+    if not port.isdigit():
+        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise MachineError("--replicas: processes of this system cannot share a port; start them on ports of their own")
     try:
         family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as alone:  # fails if anybody is there, replicas of another coordinator included
@@ -90,6 +92,7 @@ class Replicas:
         self._place, self._how, self._tell = place, how, tell
         self._running: dict[int, _Replica] = {}
         self._pauses: dict[int, float] = {}
+        self._due: dict[int, float] = {}
         self._stopping = False
 
     def run(self, count: int, ready: Callable[[Doors], None]) -> None:
@@ -131,20 +134,22 @@ class Replicas:
 
     def _replace_dead(self) -> None:
         wait([one.process.sentinel for one in self._running.values()], LOOK_S)
+        now = time.monotonic()
         for replica, one in list(self._running.items()):
             if one.process.exitcode is not None and not self._stopping:
                 self._tell("replica_ended", {"replica": replica, "pid": one.process.pid, "code": one.process.exitcode})
                 one.serving.close()
-                self._pause(replica, time.monotonic() - one.since)
-                self._start(replica)
+                del self._running[replica]
+                self._due[replica] = now + self._pause_s(replica, now - one.since)
+        for replica in [replica for replica, due in self._due.items() if due <= now and not self._stopping]:
+            del self._due[replica]
+            self._start(replica)
 
-    def _pause(self, replica: int, lived_s: float) -> None:
-        """No pause for one that had served for a while."""
-        before = self._pauses.get(replica, 0.0)
-        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * before, 0.5), LONGEST_PAUSE_S)
-        until = time.monotonic() + (before if lived_s <= SHORT_LIFE_S else 0.0)
-        while time.monotonic() < until and not self._stopping:
-            time.sleep(LOOK_S)
+    def _pause_s(self, replica: int, lived_s: float) -> float:
+        """None for one that had served for a while, nor after its first short life."""
+        pause_s = 0.0 if lived_s > SHORT_LIFE_S else self._pauses.get(replica, 0.0)
+        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * pause_s, 0.5), LONGEST_PAUSE_S)
+        return pause_s
 
     def _end_all(self) -> None:
         """SIGTERM drains them; what has not ended well after the drain's bound is killed."""

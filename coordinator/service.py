@@ -210,6 +210,8 @@ class Federation(pb_grpc.FederationServicer):
             raise
         self._core.accepted.ring()
         self._core.changed.ring()
+        if not message.digest:  # an evaluation: with the last one the run has ended, which held check-ins wait to hear
+            self._core.work.ring()
         return receipt.to_proto()
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:

@@ -180,7 +180,9 @@ class Place:
         _row_name(LEDGERS, ledger, "--store", FOLDER_ROWS[0])
         if blobs is None and "://" in ledger:
             raise UserError("--blobs is missing: s3://BUCKET/PREFIX, or a folder that every replica sees")
-        return cls(ledger, blobs if blobs is not None else str(Path(ledger) / "blobs"))
+        kept = blobs if blobs is not None else str(Path(ledger) / "blobs")
+        _row_name(BLOBS, kept, "--blobs", FOLDER_ROWS[1])
+        return cls(ledger, kept)
 
     def __str__(self) -> str:
         return f"{without_secrets(self.ledger)}, blobs in {without_secrets(self.blobs)}"

@@ -37,6 +37,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _linked(path: Path, place: Path) -> bool:
+    try:
+        os.link(path, place)
+    except FileExistsError:
+        return False
+    return True
+
+
 class _FileWriter:
     def __init__(self, blobs: FileBlobs, handle: int, path: Path, declared: Declared) -> None:
         self._blobs, self._handle, self._path, self._declared = blobs, handle, path, declared
@@ -90,10 +98,10 @@ class FileBlobs:
         if not place.parent.exists():
             place.parent.mkdir(exist_ok=True)
             sync_folder(self._folder)
-        try:
-            os.link(path, place)
-        except FileExistsError:
-            os.utime(place)  # as good as new: `gc` goes by age
+        while not _linked(path, place):
+            with contextlib.suppress(FileNotFoundError):  # `gc` was faster: link it again
+                os.utime(place)  # as good as new: `gc` goes by age
+                break
         sync_folder(place.parent)
 
     def put(self, data: bytes | memoryview) -> str:

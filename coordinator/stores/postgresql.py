@@ -53,9 +53,11 @@ def server_clock_us(db: Connection) -> int:
 
 
 def _lost(error: Exception) -> bool:
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+    if not isinstance(error, psycopg.Error):
         return False
-    return error.sqlstate is None or error.sqlstate.startswith(LOST)
+    if error.sqlstate is None:  # libpq's own
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(LOST)
 
 
 def _conninfo(url: str) -> str:

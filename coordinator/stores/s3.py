@@ -215,7 +215,7 @@ def _server(digest: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Refused(Reason.UNKNOWN_BLOB, f"no blob {digest[:12]}…") from error
     except BaseError as error:
-        raise Refused(Reason.BUSY, f"the blob store does not answer: {_said(error)}") from error
+        raise Refused(Reason.BUSY, f"the blob store does not answer, or says no: {_said(error)}") from error
 
 
 def _said(error: Exception) -> str:
