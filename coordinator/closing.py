@@ -25,7 +25,7 @@ async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bel
     while True:
         ticket = changed.ticket()
         try:
-            did = await _close_due(store, compute)
+            did = await _close_due(store, compute, work)
         except Refused as error:
             if error.reason not in PASSING:
                 raise
@@ -37,10 +37,12 @@ async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bel
             await changed.wait(ticket, IDLE_S)
 
 
-async def _close_due(store: Store, compute: Executor) -> bool:
+async def _close_due(store: Store, compute: Executor, work: Bell) -> bool:
     """Whether any round ended."""
     ended = await store.ledger.tick()
     sealed = await store.ledger.sealed()
+    if sealed:
+        work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
         await close(store, compute, name, round_)
     return bool(ended or sealed)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer
+from coordinator.aggregators.staleness import discount, fitted
 from coordinator.stores import Blobs
 from wire import scalars, spec
 from wire.codecs.chain import Chain
@@ -18,7 +19,7 @@ from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
 from wire.prng import Strand, Units
-from wire.run_spec import RunSpec
+from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
 
 
@@ -70,6 +71,7 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
     made = Rules(run, layout, run.chain(), aggregator, optimizer)
+    check_mode(run)
     if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
         raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
@@ -92,9 +94,24 @@ class Made:
 
 def combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs) -> Made:
     """The next release. `accepted` may come in any order. Raises StoreError for a blob that is missing or damaged."""
-    ordered = sorted(accepted, key=lambda c: c.device)
-    shares = tuple(Share(c.device, c.digest, by.aggregator.weight(c, _noise(by, c, blobs))) for c in ordered)
+    shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
     return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs)
+
+
+def _shares(by: Rules, accepted: list[Contribution], blobs: Blobs) -> tuple[Share, ...]:
+    """What each contribution counts, by the rules and, in a buffer, by what the ledger said of it as it came in."""
+    weights = [by.aggregator.weight(c, _noise(by, c, blobs)) for c in accepted]
+    if by.spec.cohort.mode != "async":
+        return tuple(Share(c.device, c.digest, weight) for c, weight in zip(accepted, weights, strict=True))
+    discounted = fitted([w * discount(c.staleness or 0) for c, w in zip(accepted, weights, strict=True)])
+    return tuple(
+        Share(c.device, c.digest, weight, c.round, c.staleness) for c, weight in zip(accepted, discounted, strict=True)
+    )
+
+
+def _origin(share: Share, number: int) -> int:
+    """The round whose directions a device was given: of a buffer's update, that of its task."""
+    return number if share.round is None else share.round
 
 
 def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
@@ -140,7 +157,7 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vec
     total = by.aggregator.start(by.layout.size)
     for share in shares:
         update = by.read(_stored(blobs, share.digest))
-        total.add(by.vector(update, number, share.device), share.weight)
+        total.add(by.vector(update, _origin(share, number), share.device), share.weight)
     return total.mean()
 
 
@@ -148,10 +165,11 @@ def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blo
     """The weighted mean of the devices' multiples, in units: exact sums, one rounding, whatever the order."""
     assert by.directions is not None, "a run without a codec has directions"
     whole, number = sum(share.weight for share in shares), parent.version + 1
-    weighted = [(share.device, _units(by, share, blobs) * share.weight) for share in shares]
+    weighted = [_units(by, share, blobs) * share.weight for share in shares]
     if by.directions.drawn == "device":
-        return Step(tuple((by.directions.key(by.spec.seed, number, d), _rounded(u, whole)) for d, u in weighted))
-    mean = _rounded(_sum([units for _, units in weighted], by.directions.count), whole)
+        keys = [by.directions.key(by.spec.seed, _origin(share, number), share.device) for share in shares]
+        return Step(tuple((key, _rounded(units, whole)) for key, units in zip(keys, weighted, strict=True)))
+    mean = _rounded(_sum(weighted, by.directions.count), whole)
     if by.directions.drawn == "pool" and parent.step is not None:
         mean = mean + Step.parse(_stored(blobs, parent.step), by.directions).strands[0][1]
     strand: Strand = (by.directions.key(by.spec.seed, number, ""), mean)

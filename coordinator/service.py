@@ -27,6 +27,7 @@ from wire import run_spec, spec
 from wire.delta import MAX_PARAMETERS, Layout
 from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, UserError
 from wire.messages import (
+    ACTIONS,
     CHUNK_BYTES,
     MAX_WAIT_S,
     PROTOCOL,
@@ -272,6 +273,15 @@ class Administration(pb_grpc.AdministrationServicer):
         return (await self._store.ledger.status(created.name)).to_proto()
 
     @_answered
+    async def ControlRun(self, request: pb.ControlRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
+        if request.action not in ACTIONS:
+            raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
+        await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return (await self._store.ledger.status(request.run)).to_proto()
+
+    @_answered
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
         return (await self._store.ledger.status(request.run)).to_proto()
 
@@ -291,7 +301,7 @@ class Administration(pb_grpc.AdministrationServicer):
             if status != shown:
                 yield status.to_proto()
                 shown = status
-            if status.state != "running" or self._core.draining:
+            if status.ended or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
 

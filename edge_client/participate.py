@@ -25,7 +25,7 @@ Event = Callable[[str, dict[str, Any]], None]
 """Told what happens, by name, with plain values: what progress bars and `--json` show."""
 HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
-_TOO_LATE = {Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
+_TOO_LATE = {Reason.ROUND_CLOSED, Reason.STALE_RELEASE, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
 """Refusals after which the round is over for this device, and the next one is as good as new."""
 
 

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,23 @@ from edge_client.session import methods, settled
 from edge_client.transport import Connection
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
-from wire.messages import RunStatus
+from wire.messages import Action, RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
+CONTROLS: dict[Action, str] = {
+    "pause": "hand out no more tasks; deadlines stand still, updates under way still count",
+    "resume": "go on with a paused run",
+    "stop": "end a run with its newest release",
+}
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
   edgetune run list
   edgetune run watch speeches
+  edgetune run pause speeches --reason "new data on Monday"
+  edgetune run resume speeches
   edgetune run verify speeches --store /srv/edgetune
   edgetune run replay speeches --backend numba
   edgetune run export speeches --to peft ./speeches-adapter
@@ -61,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _action(commands, "list", "every run of a coordinator")
     _action(commands, "status", "one run").add_argument("run", metavar="RUN")
     _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
+    for action, summary in CONTROLS.items():
+        control = _action(commands, action, summary)
+        control.add_argument("run", metavar="RUN")
+        control.add_argument("--reason", default="", metavar="TEXT", help="one line, shown by `edgetune run status`")
     verify = _action(commands, "verify", "compute every release again from the stored updates")
     verify.add_argument("run", metavar="RUN")
     store_arguments(verify)
@@ -90,7 +101,7 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    actions = {
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "create": _create,
         "list": _list,
         "status": _status,
@@ -98,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         "verify": _verify,
         "export": _export,
         "replay": _replay,
+        **dict.fromkeys(CONTROLS, _control),
     }
     return actions[args.action](args)
 
@@ -158,6 +170,13 @@ def _status(args: argparse.Namespace) -> int:
         print(json.dumps(spec.plain(status)))
     else:
         _table(status)
+    return 0
+
+
+def _control(args: argparse.Namespace) -> int:
+    with Connection(args.coordinator) as connection:
+        status = connection.control(args.run, args.action, args.reason)
+    print(json.dumps(spec.plain(status)) if args.json else _line(status))
     return 0
 
 

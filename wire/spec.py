@@ -130,9 +130,21 @@ def digest(value: Any) -> str:
 
 def digest_without(value: Any, *optional: str) -> str:
     """The digest of `value` without those of its `optional` fields that are None: what was named before a field was added
-    keeps its name."""
+    keeps its name. "cohort.mode" is a field of a field, also of each row of a list."""
     table = plain(value)
-    return digest({k: v for k, v in table.items() if v is not None or k not in optional})
+    for path in optional:
+        _drop_none(table, path.split("."))
+    return digest(table)
+
+
+def _drop_none(table: Any, path: list[str]) -> None:
+    if isinstance(table, list):
+        for row in table:
+            _drop_none(row, path)
+    elif len(path) > 1:
+        _drop_none(table[path[0]], path[1:])
+    elif table[path[0]] is None:
+        del table[path[0]]
 
 
 def bytes_digest(data: bytes | memoryview) -> str:

@@ -13,7 +13,7 @@ from coordinator.stores.status import run_status
 from coordinator.stores.transactions import Connection
 from wire.delta import Layout
 from wire.errors import Reason
-from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus
+from wire.messages import Action, Contribution, Receipt, ReleaseManifest, RunStatus
 from wire.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -52,6 +52,9 @@ class SqlLedger:
     async def names(self) -> list[str]:
         return await self._read(transactions.names)
 
+    async def control(self, name: str, action: Action, reason: str) -> None:
+        await self._write_now(transactions.control, name, action, reason)
+
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         return await self._write_now(transactions.offer, device, runs)
 
@@ -72,6 +75,9 @@ class SqlLedger:
 
     async def sealed(self) -> list[tuple[str, Round]]:
         return await self._read(transactions.sealed)
+
+    async def rounds_by_state(self) -> dict[str, int]:
+        return await self._read(transactions.rounds_by_state)
 
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
         return await self._read(transactions.contributions, run, number, attempt)
