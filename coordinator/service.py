@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 
 from coordinator import ingest, publish
 from coordinator.bell import Bell
+from coordinator.lobby import Lobby
 from coordinator.stores import Store
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -90,6 +91,7 @@ class Core:
         self.store, self.compute, self.disk = store, compute, disk
         self.changed, self.work = changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self.lobby = Lobby(store.ledger)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
 
@@ -125,18 +127,20 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        until = time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await self._store.ledger.offer(request.device, tuple(request.runs))
+            offers = await lobby.ask(request.device, tuple(request.runs))
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining:
-                return pb.CheckInReply(wait=pb.Wait(retry_after_s=0.0, active_runs=offers.active))
-            await self._core.work.wait(ticket, min(left, POLL_S))
+            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+                pause_s = lobby.send_away(offers.work_in_s)
+                return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
+            with lobby.place():
+                await self._core.work.wait(ticket, min(left, POLL_S))
 
     @_answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:

@@ -8,7 +8,7 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from coordinator.rounds import Round
 from wire import spec
 from wire.delta import Layout
-from wire.errors import Reason, UserError
+from wire.errors import EdgetuneError, Reason, UserError
 from wire.messages import Action, Contribution, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
 
@@ -28,6 +28,14 @@ class Run:
     spec: RunSpec
     layout: Layout
     state: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A device that asks for work in `runs`, in this order; in any, if empty."""
+
+    device: str
+    runs: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,10 @@ class Ledger(Protocol):
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         """A task of the first of `runs` (all, if empty) that has one for `device`. A device that asks again while its
         task is open gets the same task again."""
+
+    async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
+        """As `offer` for each, in one transaction; where a round wants fewer than ask, it takes them by lot. What `offer`
+        would raise for one stands in its place."""
 
     async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
         """Give a task back. Idempotent: without an open task nothing happens."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Offers, Run, transactions
+from coordinator.stores import Ask, Offers, Run, transactions
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
 from coordinator.stores.transactions import Connection
 from wire.delta import Layout
-from wire.errors import Reason
+from wire.errors import EdgetuneError, Reason
 from wire.messages import Action, Contribution, Receipt, ReleaseManifest, RunStatus
 from wire.run_spec import RunSpec
 
@@ -57,6 +57,9 @@ class SqlLedger:
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         return await self._write_now(transactions.offer, device, runs)
+
+    async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
+        return await self._write_now(transactions.offer_together, asks)
 
     async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
         await self._write_now(transactions.leave, device, run, number, attempt)

@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from coordinator import rounds
+from coordinator import pacing, rounds
 from coordinator.rounds import Round
-from coordinator.stores import Offers, Run
+from coordinator.stores import Ask, Offers, Run
 from wire import run_spec, spec
 from wire.delta import Layout
-from wire.errors import Reason, Refused
+from wire.errors import EdgetuneError, Reason, Refused
 from wire.messages import ENDED, MAX_REASON, Action, Contribution, Metrics, Receipt, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
@@ -80,6 +80,33 @@ def offer(db: Connection, device: str, wanted: tuple[str, ...], now_us: int) -> 
         if task := _offer_in(db, device, name, now_us):
             return Offers(task, len(active), ended)
     return Offers(None, len(active), ended, _next_work_s(db, active, now_us))
+
+
+def offer_together(db: Connection, asks: Sequence[Ask], now_us: int) -> list[Offers | EdgetuneError]:
+    answers: list[Offers | EdgetuneError | None] = [None] * len(asks)
+    for at in _by_lot(db, asks):
+        try:
+            answers[at] = offer(db, asks[at].device, asks[at].runs, now_us)
+        except Refused as error:  # raised before anything was written
+            answers[at] = error
+    return [answer for answer in answers if answer is not None]
+
+
+def _by_lot(db: Connection, asks: Sequence[Ask]) -> list[int]:
+    """Whom to ask first, by the first run it wants that takes updates."""
+    if len(asks) < 2:
+        return list(range(len(asks)))
+    rows = db.execute(
+        "SELECT runs.name, runs.spec, rounds.number, rounds.attempt FROM runs JOIN rounds ON rounds.run = runs.name"
+        " WHERE rounds.state = 'open' ORDER BY runs.created_us, runs.name"
+    ).fetchall()
+    live = {name: (json.loads(text)["seed"], name, number, attempt) for name, text, number, attempt in rows}
+
+    def lot(at: int) -> bytes:
+        wanted = next((name for name in asks[at].runs or live if name in live), None)
+        return b"" if wanted is None else pacing.lot(*live[wanted], asks[at].device)
+
+    return sorted(range(len(asks)), key=lot)
 
 
 def _offer_in(db: Connection, device: str, name: str, now_us: int) -> Task | None:

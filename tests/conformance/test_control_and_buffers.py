@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from coordinator import pacing
 from coordinator.rounds import Round
-from coordinator.stores import Ledger, schema
+from coordinator.stores import Ask, Ledger, Offers, schema
 from tests.conformance.test_stores import (
     LAYOUT,
     Clock,
@@ -285,6 +286,40 @@ def test_a_stopped_buffered_run_refuses_late_updates_and_publishes_its_sealed_on
         assert await publish_all(ledger) == [1]
         with pytest.raises(Refused):
             await ledger.control("run", "resume", "")
+
+    play(ledgers, scene)
+
+
+def test_whoever_asks_first_is_not_taken_for_it(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        created = spec(cohort=ROUNDS | {"goal": 4}, rounds=9)
+        await create(ledger, created)
+        devices = [f"d{n:02}" for n in range(12)]
+        for asked in (devices, devices[::-1]):
+            answers = await ledger.offer_together([Ask(device, ()) for device in asked])
+            tasks = [d for d, answer in zip(asked, answers, strict=True) if isinstance(answer, Offers) and answer.task]
+            wanted = sorted(devices, key=lambda d: pacing.lot(created.seed, "run", 1, 1, d))[:4]
+            assert sorted(tasks) == sorted(wanted)
+
+    play(ledgers, scene)
+
+
+def test_one_of_many_that_asks_for_what_is_not_there_is_refused_alone(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(cohort=ROUNDS))
+        good, bad = await ledger.offer_together([Ask("d1", ("run",)), Ask("d2", ("nowhere",))])
+        assert isinstance(good, Offers) and good.task is not None
+        assert isinstance(bad, Refused) and bad.reason is Reason.UNKNOWN_RUN
+
+    play(ledgers, scene)
+
+
+def test_a_full_round_says_when_there_will_be_work_at_the_latest(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(cohort=ROUNDS | {"goal": 1}))
+        await task_of(ledger, "d1")
+        clock.pass_s(3)
+        assert (await ledger.offer("d2", ())).work_in_s == pytest.approx(7.0)
 
     play(ledgers, scene)
 
