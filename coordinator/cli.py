@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import re
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.stores import Place, without_secrets
+from wire.errors import MissingExtra
 
 EXAMPLES = """\
 examples:
   edgetune coordinator serve
   edgetune coordinator serve --store /srv/edgetune --listen 0.0.0.0:7443
   edgetune coordinator serve --store postgresql://edgetune@db/edgetune --blobs s3://bucket/edgetune --replicas 4
+  edgetune coordinator serve --metrics 9464
   edgetune coordinator gc --dry-run
 
 passwords stay out of the command line, where every user of the machine can read them: PGPASSWORD or ~/.pgpass for the
@@ -59,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--replicas", type=_count, metavar="N", help="processes that share the port; one that dies is replaced"
     )
+    serve.add_argument(
+        "--metrics", type=_metrics_address, metavar="[HOST:]PORT",
+        help="numbers for Prometheus at http://HOST:PORT/metrics (HOST by default: 127.0.0.1; the second of --replicas"
+        " has the next port, and so on)",
+    )  # fmt: skip
     gc = _action(commands, "gc", "delete blobs that no update and no release names", "one JSON object")
     gc.add_argument("--grace", type=_seconds, default=3600.0, metavar="TIME", help="spare what is newer (default: 1h)")
     gc.add_argument("--dry-run", action="store_true", help="delete nothing, only say what would be")
@@ -77,6 +85,18 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError("expected 1 to 64")
     return int(text)
+
+
+def _metrics_address(text: str) -> str:
+    """An address to show numbers at: this machine's own callers alone, unless a host is named.
+
+    >>> _metrics_address("9464"), _metrics_address("0.0.0.0:9464")
+    ('127.0.0.1:9464', '0.0.0.0:9464')
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 1 <= int(port) <= 65_471:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HOST:PORT or PORT, as in 9464")
+    return f"{host or '127.0.0.1'}:{port}"
 
 
 def _seconds(text: str) -> float:
@@ -100,6 +120,8 @@ def _serve(args: argparse.Namespace) -> int:
     from coordinator.serve import serve
 
     where = place(args)
+    if args.metrics and importlib.util.find_spec("prometheus_client") is None:
+        raise MissingExtra("prometheus-client", "metrics")
 
     def tell(event: str, about: dict[str, object]) -> None:
         if args.json:
@@ -110,16 +132,19 @@ def _serve(args: argparse.Namespace) -> int:
     def ready(address: str) -> None:
         shown = {"ledger": without_secrets(where.ledger), "blobs": without_secrets(where.blobs)}
         tell("listening", {"address": address, "store": shown["ledger"], "blobs": shown["blobs"]})
+        if args.metrics:
+            tell("metrics", {"address": args.metrics})
 
     if args.replicas:
-        serve_together(where, args.listen, args.replicas, ready, tell)
+        serve_together(where, args.listen, args.replicas, ready, tell, args.metrics)
     else:
-        asyncio.run(serve(where.open(), args.listen, ready))
+        asyncio.run(serve(where.open(), args.listen, ready, metrics=args.metrics))
     return 0
 
 
 _SAID = {
     "listening": "listening on {address}, state in {store}, blobs in {blobs}; Ctrl-C stops",
+    "metrics": "metrics at http://{address}/metrics",
     "replica_started": "replica {replica} runs as process {pid}",
     "replica_ended": "replica {replica} (process {pid}) ended with {code}; another one starts",
 }

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 
 from coordinator import publish
 from coordinator.bell import Bell
+from coordinator.meter import Times
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
@@ -20,12 +21,12 @@ PASSING = {Reason.BUSY, Reason.DISK_FULL}
 """A store that does not answer, or has no room, may again: the round stays sealed until then."""
 
 
-async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bell) -> None:
+async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bell, combining: Times) -> None:
     """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended."""
     while True:
         ticket = changed.ticket()
         try:
-            did = await _close_due(store, compute, work)
+            did = await _close_due(store, compute, work, combining)
         except Refused as error:
             if error.reason not in PASSING:
                 raise
@@ -37,14 +38,15 @@ async def close_rounds(store: Store, compute: Executor, changed: Bell, work: Bel
             await changed.wait(ticket, IDLE_S)
 
 
-async def _close_due(store: Store, compute: Executor, work: Bell) -> bool:
+async def _close_due(store: Store, compute: Executor, work: Bell, combining: Times) -> bool:
     """Whether any round ended."""
     ended = await store.ledger.tick()
     sealed = await store.ledger.sealed()
     if sealed:
         work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
-        await close(store, compute, name, round_)
+        with combining.timed():
+            await close(store, compute, name, round_)
     return bool(ended or sealed)
 
 

@@ -34,15 +34,18 @@ LONGEST_PAUSE_S = 30.0
 _processes = multiprocessing.get_context("spawn")
 
 
-def serve_together(place: Place, listen: str, count: int, ready: Callable[[str], None], tell: Tell) -> None:
-    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the address once all of them serve.
+def serve_together(
+    place: Place, listen: str, count: int, ready: Callable[[str], None], tell: Tell, metrics: str | None = None
+) -> None:
+    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the address once all of them serve. The first
+    shows its numbers at `metrics`, each further one a port higher.
 
     Raises what opening the store raises, and MachineError if `listen` is taken or no replica starts.
     """
     asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
     with closing(_reserved(listen)) as port:
         address = f"{listen.rpartition(':')[0]}:{port.getsockname()[1]}"
-        Replicas(place, address, tell).run(count, ready)
+        Replicas(place, address, tell, metrics).run(count, ready)
 
 
 def _reserved(listen: str) -> socket.socket:
@@ -77,8 +80,8 @@ class _Replica:
 class Replicas:
     """The parent's half: starts replicas, replaces those that die, stops them all."""
 
-    def __init__(self, place: Place, address: str, tell: Tell) -> None:
-        self._place, self._address, self._tell = place, address, tell
+    def __init__(self, place: Place, address: str, tell: Tell, metrics: str | None) -> None:
+        self._place, self._address, self._tell, self._metrics = place, address, tell, metrics
         self._running: dict[int, _Replica] = {}
         self._pauses: dict[int, float] = {}
         self._stopping = False
@@ -103,7 +106,10 @@ class Replicas:
     def _start(self, replica: int) -> None:
         serving, told = _processes.Pipe(duplex=False)
         process = _processes.Process(
-            target=_serve_one, args=(self._place, self._address, told), name=f"replica-{replica}", daemon=True
+            target=_serve_one,
+            args=(self._place, self._address, told, higher(self._metrics, replica - 1)),
+            name=f"replica-{replica}",
+            daemon=True,
         )
         process.start()
         told.close()
@@ -149,12 +155,24 @@ class Replicas:
             process.join()
 
 
-def _serve_one(place: Place, address: str, told: Connection) -> None:
+def higher(address: str | None, ports: int) -> str | None:
+    """The address that many ports higher.
+
+    >>> higher("127.0.0.1:9464", 2)
+    '127.0.0.1:9466'
+    """
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + ports}"
+
+
+def _serve_one(place: Place, address: str, told: Connection, metrics: str | None) -> None:
     """One process: as `coordinator serve`, on a shared port, for as long as its parent lives."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        asyncio.run(serve(place.open(), address, lambda _: told.send_bytes(b"serving"), shared=True))
+        asyncio.run(serve(place.open(), address, lambda _: told.send_bytes(b"serving"), True, metrics))
     except EdgetuneError as error:
         print(f"edgetune: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator.bell import Bell
+from coordinator.calls import Counted
 from coordinator.closing import close_rounds, hear_others
+from coordinator.meter import Meter, timed
 from coordinator.service import Administration, Core, Federation
 from coordinator.stores import Store
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -32,17 +35,26 @@ OPTIONS = [
 ]
 
 
-async def serve(store: Store, listen: str, ready: Callable[[str], None], shared: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. `shared`: other replicas listen there too.
+async def serve(
+    store: Store, listen: str, ready: Callable[[str], None], shared: bool = False, metrics: str | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. `shared`: other replicas listen there too. `metrics`:
+    the address of this process's own numbers.
 
-    Raises MachineError if `listen` is taken.
+    Raises MachineError if `listen` or `metrics` is taken.
     """
     keep_freed_memory()
-    changed, work = Bell(), Bell()
-    with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        core = Core(store, compute, disk, changed, work)
+    meter, changed, work = Meter(), Bell(), Bell()
+    store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
+    with (
+        ThreadPoolExecutor(1, "compute") as compute,
+        ThreadPoolExecutor(4, "disk") as disk,
+        _shown(meter, store, metrics),
+    ):
+        core = Core(store, compute, disk, changed, work, meter)
         # a second coordinator on the same port must fail, not share it by accident
-        server = grpc.aio.server(options=[("grpc.so_reuseport", int(shared)), *OPTIONS])
+        options = [("grpc.so_reuseport", int(shared)), *OPTIONS]
+        server = grpc.aio.server(options=options, interceptors=[Counted(meter)])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
         checks = health.aio.HealthServicer()
@@ -51,7 +63,7 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         tasks = [
-            asyncio.create_task(close_rounds(store, compute, changed, work)),
+            asyncio.create_task(close_rounds(store, compute, changed, work, meter.combining)),
             asyncio.create_task(hear_others(store, changed, work)),
         ]
         ready(address)
@@ -63,6 +75,14 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
             await server.stop(DRAIN_S)
             await _cancelled(tasks)
             await store.ledger.close()
+
+
+def _shown(meter: Meter, store: Store, address: str | None) -> contextlib.AbstractContextManager[None]:
+    if address is None:
+        return contextlib.nullcontext()
+    from coordinator import metrics
+
+    return metrics.shown(meter, store.ledger, address)
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

@@ -1,4 +1,4 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. The only file here that imports grpc with serve.py.
+"""The gRPC shell: protobuf in, one call into the store, protobuf out. Only this, calls.py and serve.py import grpc.
 
 Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
 """
@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from coordinator import ingest, publish
 from coordinator.bell import Bell
 from coordinator.lobby import Lobby
+from coordinator.meter import Meter
 from coordinator.stores import Store
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -66,6 +67,7 @@ def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T
         try:
             return await handler(self, request, context)
         except EdgetuneError as error:
+            self._core.meter.refusals[_reason(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
             raise  # unreachable: abort raises
 
@@ -79,6 +81,7 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
             async for answer in handler(self, request, context):
                 yield answer
         except EdgetuneError as error:
+            self._core.meter.refusals[_reason(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
 
     return streamed
@@ -87,8 +90,10 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
 class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
-    def __init__(self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell) -> None:
-        self.store, self.compute, self.disk = store, compute, disk
+    def __init__(
+        self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell, meter: Meter
+    ) -> None:
+        self.store, self.compute, self.disk, self.meter = store, compute, disk, meter
         self.changed, self.work = changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.lobby = Lobby(store.ledger)
@@ -225,7 +230,9 @@ class Federation(pb_grpc.FederationServicer):
             await self._core.on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
                 await self._core.on(self._core.disk, self._store.blobs.put, payload)
-        return await self._store.ledger.accept(contribution)
+        receipt = await self._store.ledger.accept(contribution)
+        self._core.meter.accepts += 1
+        return receipt
 
     def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
         """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""

@@ -23,6 +23,7 @@ EXTRAS = {
     "matplotlib": "demo",
     "psycopg": "postgres",
     "obstore": "s3",
+    "prometheus_client": "metrics",
 }
 """Package -> the extra that brings it."""
 
