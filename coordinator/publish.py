@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -165,7 +165,7 @@ def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blo
     """The weighted mean of the devices' multiples, in units: exact sums, one rounding, whatever the order."""
     assert by.directions is not None, "a run without a codec has directions"
     whole, number = sum(share.weight for share in shares), parent.version + 1
-    weighted = [_units(by, share, blobs) * share.weight for share in shares]
+    weighted = (_units(by, share, blobs) * share.weight for share in shares)  # one in memory at a time
     if by.directions.drawn == "device":
         keys = [by.directions.key(by.spec.seed, _origin(share, number), share.device) for share in shares]
         return Step(tuple((key, _rounded(units, whole)) for key, units in zip(keys, weighted, strict=True)))
@@ -182,7 +182,7 @@ def _units(by: Rules, share: Share, blobs: Blobs) -> Units:
     return update.units
 
 
-def _sum(parts: Sequence[Units], count: int) -> Units:
+def _sum(parts: Iterable[Units], count: int) -> Units:
     total = np.zeros(count, np.int64)
     for part in parts:
         total += part

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tracemalloc
 from typing import Any
 
 import numpy as np
+import pytest
 
 from coordinator import publish
 from coordinator.publish import Rules
@@ -77,6 +79,45 @@ def test_scalars_in_a_buffer_are_replayed_along_the_directions_of_the_round_of_t
     made = publish.combine(by, parent(by, blobs), accepted, blobs)
     strands = Step.parse(bytes(made.blobs[0]), by.directions).strands
     assert [key for key, _ in strands] == [by.directions.key(by.spec.seed, number, d) for d, number, _ in PARTS]
+
+
+LARGE = 1 << 16
+
+
+def peak_of_combining(by: Rules, number: int) -> int:
+    """Bytes at the most beyond the stored updates, which a real store maps from disk."""
+    blobs, accepted = MemoryBlobs(), []
+    start = dataclasses.replace(publish.initial(by.spec, by.layout, blobs.put(bytes(4 * by.layout.size))), version=2)
+    for n in range(number):
+        if by.codec is None:
+            assert by.directions is not None
+            payload = Scalars.of(by.directions, np.full(LARGE - 1, 1e-3 * n / number)).encode(by.layout)
+        else:
+            payload, _ = by.codec.encode(
+                Delta(by.layout, np.full(LARGE, 1e-3 * n, np.float32)), by.codec.init(by.layout)
+            )
+        blobs.put(payload)
+        accepted.append(dataclasses.replace(contribution(f"d{n}", 3, 0, payload)))
+    tracemalloc.start()
+    publish.combine(by, start, accepted, blobs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cohort": {"goal": 4}},
+        {"cohort": {"goal": 4}, "codec": None, "directions": {"drawn": "pool", "count": LARGE - 1}},
+    ],
+    ids=["deltas in a buffer", "deltas in a round", "scalars of a pool"],
+)
+def test_combining_takes_one_accumulator_whatever_the_number_of_updates(changes: dict[str, Any]) -> None:
+    by = dataclasses.replace(rules(**changes), layout=Layout((Tensor("w", (LARGE,)),)))
+    few, many = peak_of_combining(by, 2), peak_of_combining(by, 24)
+    assert many < 1.1 * few + 24 * 4096, (few, many)
 
 
 def test_a_release_of_a_round_names_no_buffer() -> None:
