@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
     "coordinator": Command("coordinator.cli", "serve runs"),
-    "run": Command("edgetune.runs", "create, watch, verify and export runs"),
+    "run": Command("edgetune.runs", "create, watch, pause, verify and export runs"),
     "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
 }
 EXAMPLES = """\
