@@ -192,7 +192,7 @@ def _table(status: RunStatus) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_line(status), highlight=False)
+    console.print(_line(status), highlight=False, markup=False)
     console.print(_releases(status))
     for reason, count in sorted(status.refused.items()):
         console.print(f"refused {count} x {reason}", highlight=False)
@@ -215,12 +215,13 @@ def _releases(status: RunStatus) -> Any:
 def _watch(args: argparse.Namespace) -> int:
     with Connection(args.coordinator) as connection:
         last = _show(connection.watch(args.run), args.json)
-    return 0 if last is not None and last.state == "done" else 1
+    return 0 if last is not None and last.state in ("done", "stopped") else 1
 
 
 def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     last = None
     if as_json:
@@ -229,7 +230,7 @@ def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
         return last
     with Live(console=Console(), auto_refresh=False) as live:
         for last in statuses:
-            live.update(Group(_line(last), _releases(last)), refresh=True)
+            live.update(Group(Text(_line(last)), _releases(last)), refresh=True)
     return last
 
 

@@ -96,6 +96,21 @@ def test_what_opens_while_a_run_is_paused_is_paused(ledgers: Any) -> None:
     play(ledgers, scene)
 
 
+def test_a_buffer_that_fills_while_the_run_is_paused_opens_the_next_paused(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, buffers())
+        under_way = [(device, await task_of(ledger, device)) for device in ("d1", "d2")]
+        await ledger.control("run", "pause", "")
+        for device, task in under_way:
+            await ledger.accept(contribution(task, device))
+        assert await publish_all(ledger) == [1]
+        assert (await ledger.offer("d3", ())).task is None
+        await ledger.control("run", "resume", "")
+        assert (await task_of(ledger, "d3")).round == 2
+
+    play(ledgers, scene)
+
+
 def test_pausing_resuming_and_stopping_twice_is_once(ledgers: Any) -> None:
     async def scene(ledger: Ledger, clock: Clock) -> None:
         await create(ledger, spec(cohort=ROUNDS))

@@ -61,12 +61,12 @@ def test_a_run_is_paused_resumed_and_stopped_with_its_newest_release(tmp_path: P
         create(coordinator.address, toy(tmp_path / "spec.toml", goal=2, rounds=10_000, **SLOW_STEPS))
         clients = [start(coordinator.address, tmp_path, word) for word in ("alpha", "beta")]
         until(coordinator.address, 2)
-        assert control(coordinator.address, "pause", "--reason", "new text on Monday").state == "paused"
+        assert control(coordinator.address, "pause", "--reason", "new text on Monday [/]").state == "paused"
         still = settled(coordinator.address)
-        assert (still.state, still.detail) == ("paused", "new text on Monday")
+        assert (still.state, still.detail) == ("paused", "new text on Monday [/]")
         assert still.accepted == still.offered, "what was handed out came back, and nothing more was handed out"
         shown = edgetune("run", "status", "toy", "--coordinator", coordinator.address)
-        assert "toy: paused" in shown.stdout and "new text on Monday" in shown.stdout
+        assert "toy: paused" in shown.stdout and "new text on Monday [/]" in shown.stdout
         assert control(coordinator.address, "resume").state == "running"
         until(coordinator.address, still.releases[-1].version + 2)
         assert control(coordinator.address, "stop", "--reason", "good enough").state == "stopped"
