@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections import Counter
 from typing import Any
@@ -23,8 +24,9 @@ COHORTS: dict[str, dict[str, Any]] = {
     "rounds": {"goal": 3, "minimum": 2},
     "buffers": {"mode": "async", "buffer": 3, "max_staleness": 1, "minimum": 2},
 }
-ACTIONS = ("ask", "send", "send", "leave", "wait", "combine", "pause", "resume", "stop")
-STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 4), st.integers(0, 3)), max_size=60)
+ACTIONS = {"ask": 9, "send": 8, "leave": 2, "wait": 5, "combine": 3, "pause": 1, "resume": 2, "stop": 0.05}
+"""And how often each is done."""
+LENGTH = 80
 
 
 class Life:
@@ -60,8 +62,7 @@ class Life:
             case "combine":
                 self._combine()
             case "pause" | "resume" | "stop":
-                if action != "stop" or (device, seconds) == (0, 0):  # rarely, or few lives are long
-                    transactions.control(self.db, "run", action, "", self.now)  # type: ignore[arg-type]
+                transactions.control(self.db, "run", action, "", self.now)
 
     def _send(self, who: str, task: Task) -> None:
         digest = "" if task.kind == "evaluate" else "d" * 64
@@ -110,25 +111,24 @@ class Life:
 
 
 @pytest.mark.parametrize("cohort", COHORTS)
-@given(steps=STEPS)
-@settings(max_examples=200)
-def test_whatever_happens_every_receipt_counts_once_and_a_refusal_changes_nothing(
-    cohort: str, steps: list[tuple[str, int, int]]
-) -> None:
-    life = Life(COHORTS[cohort])
-    for step in steps:
+@given(seed=st.integers(0, 1 << 32))
+@settings(max_examples=40)
+def test_whatever_happens_every_receipt_counts_once_and_a_refusal_changes_nothing(cohort: str, seed: int) -> None:
+    life, chance = Life(COHORTS[cohort]), random.Random(seed)
+    for number, action in enumerate(chance.choices(list(ACTIONS), list(ACTIONS.values()), k=LENGTH), start=1):
         before = life.db.total_changes
         try:
-            life.do(*step)
+            life.do(action, chance.randrange(5), chance.randrange(4))
         except Refused:
             assert life.db.total_changes == before
-        life.check()
+        if number % 5 == 0:
+            life.check()
 
 
 @pytest.mark.parametrize("cohort", COHORTS)
 def test_a_run_that_devices_keep_asking_for_comes_to_its_end(cohort: str) -> None:
     life = Life(COHORTS[cohort])
-    for turn in range(200):
+    for turn in range(60):
         life.do("ask", turn % 5, 0)
         if life.tasks:
             try:
