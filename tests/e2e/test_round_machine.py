@@ -119,7 +119,7 @@ def test_a_slow_device_holds_nobody_up_and_its_late_update_still_counts(method: 
     mine = [share for release in chain for share in release.contributions if share.device == "slow"]
     assert mine[0].round == 1 and (mine[0].staleness or 0) >= 4, mine[:3]
     losses = [release.held_out_loss or 0.0 for release in ended.releases]
-    assert losses[-1] < losses[0] - 0.1, losses
+    assert losses[-1] < losses[0] - 0.05, losses
     verified = edgetune("run", "verify", "toy", "--store", tmp_path / "store")
     assert verified.returncode == 0, verified.stdout
     if method == "mezo":
