@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import re
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
-from wire.errors import UserError
+from wire.errors import MissingExtra, UserError
 from wire.identity import MAX_LIFETIME_S, host_of, is_loopback
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ examples:
   edgetune coordinator serve
   edgetune coordinator serve --store /srv/edgetune --listen 0.0.0.0:7443
   edgetune coordinator serve --store postgresql://edgetune@db/edgetune --blobs s3://bucket/edgetune --replicas 4
+  edgetune coordinator serve --metrics 9464
   edgetune coordinator init --host fl.example.org
   edgetune coordinator invite --owner ann --quota 3
   edgetune coordinator devices
@@ -97,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
         help="how long a device's certificate lives before it is renewed, at most 7d, its default",
     )  # fmt: skip
     serve.add_argument("--insecure", action="store_true", help="no TLS and no identities, even beyond this machine")
+    serve.add_argument(
+        "--metrics", type=_metrics_address, metavar="[HOST:]PORT",
+        help="numbers for Prometheus at http://HOST:PORT/metrics (HOST by default: 127.0.0.1; the second of --replicas"
+        " has the next port, and so on)",
+    )  # fmt: skip
     gc = _action(commands, "gc", "delete blobs that no update and no release names", "one JSON object")
     for parser in (serve, gc):
         store_arguments(parser)
@@ -126,6 +133,18 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError("expected 1 to 64")
     return int(text)
+
+
+def _metrics_address(text: str) -> str:
+    """An address to show numbers at: this machine's own callers alone, unless a host is named.
+
+    >>> _metrics_address("9464"), _metrics_address("0.0.0.0:9464")
+    ('127.0.0.1:9464', '0.0.0.0:9464')
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 1 <= int(port) <= 65_471:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HOST:PORT or PORT, as in 9464")
+    return f"{host or '127.0.0.1'}:{port}"
 
 
 def _seconds(text: str) -> float:
@@ -172,6 +191,8 @@ def _serve(args: argparse.Namespace) -> int:
     from coordinator.serve import Serving, serve
 
     where, trust = place(args), None if args.insecure else _trust(args)
+    if args.metrics and importlib.util.find_spec("prometheus_client") is None:
+        raise MissingExtra("prometheus-client", "metrics")
 
     def tell(event: str, about: dict[str, object]) -> None:
         if args.json:
@@ -183,8 +204,11 @@ def _serve(args: argparse.Namespace) -> int:
         shown = {"store": without_secrets(where.ledger), "blobs": without_secrets(where.blobs)}
         enrolment = {"enrolment": doors.enrolment} if trust else {}
         tell("listening", {"address": doors.devices, **shown, **enrolment})
+        if args.metrics:
+            tell("metrics", {"address": args.metrics})
 
-    how = Serving(Doors(args.listen, args.enroll or _next_port(args.listen)) if trust else Doors(args.listen), trust)
+    listen = Doors(args.listen, args.enroll or _next_port(args.listen)) if trust else Doors(args.listen)
+    how = Serving(listen, trust, args.metrics)
     if args.replicas:
         serve_together(where, how, args.replicas, ready, tell)
     else:
@@ -194,6 +218,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 _SAID = {
     "listening": "listening on {address}, {doors}, state in {store}, blobs in {blobs}; Ctrl-C stops",
+    "metrics": "metrics at http://{address}/metrics",
     "replica_started": "replica {replica} runs as process {pid}",
     "replica_ended": "replica {replica} (process {pid}) ended with {code}; another one starts",
 }

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from coordinator import publish
 from coordinator.bell import Bell
 from coordinator.identities import Identities
+from coordinator.meter import Times
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
@@ -22,7 +23,13 @@ PASSING = {Reason.BUSY, Reason.DISK_FULL}
 
 
 async def close_rounds(
-    store: Store, compute: Executor, accepted: Bell, changed: Bell, work: Bell, who: Identities | None = None
+    store: Store,
+    compute: Executor,
+    accepted: Bell,
+    changed: Bell,
+    work: Bell,
+    combining: Times,
+    who: Identities | None = None,
 ) -> None:
     """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended.
 
@@ -32,7 +39,7 @@ async def close_rounds(
     while True:
         ticket = accepted.ticket()
         try:
-            did = await _close_due(store, compute, who)
+            did = await _close_due(store, compute, work, combining, who)
         except Refused as error:
             if error.reason not in PASSING:
                 raise
@@ -44,12 +51,15 @@ async def close_rounds(
             await accepted.wait(ticket, IDLE_S)
 
 
-async def _close_due(store: Store, compute: Executor, who: Identities | None) -> bool:
+async def _close_due(store: Store, compute: Executor, work: Bell, combining: Times, who: Identities | None) -> bool:
     """Whether any round ended."""
     ended = await store.ledger.tick()
     sealed = await store.ledger.sealed()
+    if sealed:
+        work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
-        await close(store, compute, name, round_, who)
+        with combining.timed():
+            await close(store, compute, name, round_, who)
     return bool(ended or sealed)
 
 

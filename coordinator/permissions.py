@@ -22,6 +22,7 @@ MAY_CALL: Mapping[str, frozenset[Who]] = {
     "/edgetune.v1.Federation/Commit": frozenset({"device"}),
     "/edgetune.v1.Federation/Leave": frozenset({"device"}),
     "/edgetune.v1.Administration/CreateRun": frozenset({"admin"}),
+    "/edgetune.v1.Administration/ControlRun": frozenset({"admin"}),
     "/edgetune.v1.Administration/GetRun": frozenset({"admin"}),
     "/edgetune.v1.Administration/ListRuns": frozenset({"admin"}),
     "/edgetune.v1.Administration/WatchRun": frozenset({"admin"}),

@@ -10,13 +10,14 @@ from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused,
 
 def status_of(error: EdgetuneError) -> status_pb2.Status:
     """The gRPC status of an error, with ErrorInfo{reason}."""
-    reason = _reason(error)
+    reason = reason_of(error)
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain="edgetune"))
     return status_pb2.Status(code=code_pb2.Code.Value(GRPC_CODE[reason]), message=str(error), details=[info])
 
 
-def _reason(error: EdgetuneError) -> Reason:
+def reason_of(error: EdgetuneError) -> Reason:
+    """The name that an error leaves under."""
     if isinstance(error, Refused | PayloadError):
         return error.reason
     return Reason.BAD_REQUEST if isinstance(error, UserError) else Reason.CORRUPT_STORE

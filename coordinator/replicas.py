@@ -36,7 +36,8 @@ _processes = multiprocessing.get_context("spawn")
 
 
 def serve_together(place: Place, how: Serving, count: int, ready: Callable[[Doors], None], tell: Tell) -> None:
-    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the addresses once all of them serve.
+    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the addresses once all of them serve. The first
+    shows its numbers at `how.metrics`, each further one a port higher.
 
     Raises what opening the store raises, and MachineError if an address is taken or no replica starts.
     """
@@ -115,12 +116,20 @@ class Replicas:
     def _start(self, replica: int) -> None:
         serving, told = _processes.Pipe(duplex=False)
         process = _processes.Process(
-            target=_serve_one, args=(self._place, self._how, told), name=f"replica-{replica}", daemon=True
+            target=_serve_one,
+            args=(self._place, self._own(replica), told),
+            name=f"replica-{replica}",
+            daemon=True,
         )
         process.start()
         told.close()
         self._running[replica] = _Replica(process, serving, time.monotonic())
         self._tell("replica_started", {"replica": replica, "pid": process.pid})
+
+    def _own(self, replica: int) -> Serving:
+        """How one of them serves: all alike, but each with its own numbers."""
+        shown = self._how.metrics and higher(self._how.metrics, replica - 1)
+        return dataclasses.replace(self._how, metrics=shown)
 
     def _await_all(self) -> None:
         for one in self._running.values():
@@ -161,6 +170,16 @@ class Replicas:
             process.join(max(0.0, give_up - time.monotonic()))
             process.kill()
             process.join()
+
+
+def higher(address: str, ports: int) -> str:
+    """The address that many ports higher.
+
+    >>> higher("127.0.0.1:9464", 2)
+    '127.0.0.1:9466'
+    """
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + ports}"
 
 
 def _serve_one(place: Place, how: Serving, told: Connection) -> None:

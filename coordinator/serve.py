@@ -15,9 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator.authority import Authority
 from coordinator.bell import Bell
+from coordinator.calls import Counted
 from coordinator.closing import close_rounds, hear_others
 from coordinator.gate import Gate
 from coordinator.identities import Doors, Identities, Trust
+from coordinator.meter import Meter, timed
 from coordinator.service import Administration, Core, Enrolment, Federation
 from coordinator.stores import Store
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -38,11 +40,12 @@ OPTIONS = [
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """How a process serves: where it listens, whom it trusts (None: there is one door, and it is open), and whether other
-    replicas listen there too."""
+    """How a process serves: where it listens, whom it trusts (None: there is one door, and it is open), where it shows its
+    own numbers (None: nowhere), and whether other replicas listen there too."""
 
     listen: Doors
     trust: Trust | None = None
+    metrics: str | None = None
     shared: bool = False
 
 
@@ -53,13 +56,18 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     MachineError if an address is taken, IdentityError for identities that cannot be read.
     """
     keep_freed_memory()
-    accepted, changed, work = Bell(), Bell(), Bell()
-    with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        who = how.trust.over(store.ledger) if how.trust else None
-        core = Core(store, compute, disk, accepted, changed, work, who)
+    meter, accepted, changed, work = Meter(), Bell(), Bell(), Bell()
+    store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
+    who = how.trust.over(store.ledger) if how.trust else None
+    with (
+        ThreadPoolExecutor(1, "compute") as compute,
+        ThreadPoolExecutor(4, "disk") as disk,
+        _shown(meter, store, how.metrics),
+    ):
+        core = Core(store, compute, disk, accepted, changed, work, meter, who)
         # a second coordinator on the same port must fail, not share it by accident
         options = [("grpc.so_reuseport", int(how.shared)), *OPTIONS]
-        server = grpc.aio.server(options=options, interceptors=[Gate(who)] if who else [])
+        server = grpc.aio.server(options=options, interceptors=[Counted(meter), *([Gate(who)] if who else [])])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
         pb_grpc.add_EnrolmentServicer_to_server(Enrolment(core), server)
@@ -69,7 +77,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         tasks = [
-            asyncio.create_task(close_rounds(store, compute, accepted, changed, work, who)),
+            asyncio.create_task(close_rounds(store, compute, accepted, changed, work, meter.combining, who)),
             asyncio.create_task(hear_others(store, changed, work)),
         ]
         ready(doors)
@@ -81,6 +89,14 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
             await server.stop(DRAIN_S)
             await _cancelled(tasks)
             await store.ledger.close()
+
+
+def _shown(meter: Meter, store: Store, address: str | None) -> contextlib.AbstractContextManager[None]:
+    if address is None:
+        return contextlib.nullcontext()
+    from coordinator import metrics
+
+    return metrics.shown(meter, store.ledger, address)
 
 
 def _open(server: grpc.aio.Server, listen: Doors, who: Identities | None) -> Doors:

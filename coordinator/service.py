@@ -1,4 +1,4 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py and gate.py, all that imports grpc.
+"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py, calls.py and gate.py, all that imports grpc.
 
 Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
 """
@@ -20,7 +20,9 @@ from coordinator import ingest, publish
 from coordinator.bell import Bell
 from coordinator.gate import presented_pem
 from coordinator.identities import Identities
-from coordinator.refusals import status_of
+from coordinator.lobby import Lobby
+from coordinator.meter import Meter
+from coordinator.refusals import reason_of, status_of
 from coordinator.stores import Store
 from coordinator.stores.devices import Device
 from protos.v1 import federation_pb2 as pb
@@ -29,6 +31,7 @@ from wire import run_spec, spec
 from wire.delta import MAX_PARAMETERS, Layout
 from wire.errors import EdgetuneError, PayloadError, Reason, Refused
 from wire.messages import (
+    ACTIONS,
     CHUNK_BYTES,
     MAX_WAIT_S,
     PROTOCOL,
@@ -53,6 +56,7 @@ def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T
         try:
             return await handler(self, request, context)
         except EdgetuneError as error:
+            self._core.meter.refusals[reason_of(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
             raise  # unreachable: abort raises
 
@@ -66,6 +70,7 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
             async for answer in handler(self, request, context):
                 yield answer
         except EdgetuneError as error:
+            self._core.meter.refusals[reason_of(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
 
     return streamed
@@ -82,11 +87,13 @@ class Core:
         accepted: Bell,
         changed: Bell,
         work: Bell,
+        meter: Meter,
         who: Identities | None = None,
     ) -> None:
-        self.store, self.compute, self.disk, self.who = store, compute, disk, who
+        self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
         self.accepted, self.changed, self.work = accepted, changed, work
         self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self.lobby = Lobby(store.ledger)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
 
@@ -122,18 +129,20 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        until = time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await self._store.ledger.offer(request.device, tuple(request.runs))
+            offers = await lobby.ask(request.device, tuple(request.runs))
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining:
-                return pb.CheckInReply(wait=pb.Wait(retry_after_s=0.0, active_runs=offers.active))
-            await self._core.work.wait(ticket, min(left, POLL_S))
+            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+                pause_s = lobby.send_away(offers.work_in_s)
+                return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
+            with lobby.place():
+                await self._core.work.wait(ticket, min(left, POLL_S))
 
     @_answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
@@ -224,7 +233,9 @@ class Federation(pb_grpc.FederationServicer):
             await self._core.on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
                 await self._core.on(self._core.disk, self._store.blobs.put, payload)
-        return await self._store.ledger.accept(contribution)
+        receipt = await self._store.ledger.accept(contribution)
+        self._core.meter.accepts += 1
+        return receipt
 
     def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
         """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
@@ -280,6 +291,15 @@ class Administration(pb_grpc.AdministrationServicer):
         return (await self._store.ledger.status(created.name)).to_proto()
 
     @_answered
+    async def ControlRun(self, request: pb.ControlRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
+        if request.action not in ACTIONS:
+            raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
+        await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return (await self._store.ledger.status(request.run)).to_proto()
+
+    @_answered
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
         return (await self._store.ledger.status(request.run)).to_proto()
 
@@ -299,7 +319,7 @@ class Administration(pb_grpc.AdministrationServicer):
             if status != shown:
                 yield status.to_proto()
                 shown = status
-            if status.state != "running" or self._core.draining:
+            if status.ended or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
 

@@ -27,7 +27,9 @@ Event = Callable[[str, dict[str, Any]], None]
 """Told what happens, by name, with plain values: what progress bars and `--json` show."""
 HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
-_TOO_LATE = {Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
+LONGEST_PAUSE_S = 900.0
+"""A device asks again by then, whatever it was told."""
+_TOO_LATE = {Reason.ROUND_CLOSED, Reason.STALE_RELEASE, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
 """Refusals after which the round is over for this device, and the next one is as good as new."""
 
 _WHO = {Reason.NOT_ENROLLED, Reason.CERTIFICATE_EXPIRED, Reason.NO_IDENTITIES}
@@ -48,7 +50,8 @@ def participate(
             case Wait():
                 seen_active = seen_active or answer.active_runs > 0
                 tell("waiting", {"active_runs": answer.active_runs})
-                time.sleep(answer.retry_after_s)
+                told = answer.retry_after_s
+                time.sleep(told if 0 <= told <= LONGEST_PAUSE_S else LONGEST_PAUSE_S)
             case Finished() if stay or not seen_active:
                 tell("waiting", {"active_runs": 0})
                 time.sleep(5.0)  # every run has ended and none is announced: look again now and then

@@ -25,9 +25,11 @@ from wire.delta import Layout, Vector
 from wire.errors import IdentityError, PayloadError, Reason, Refused, RemoteError, Unreachable
 from wire.identity import Invitation, host_of
 from wire.messages import (
+    ACTIONS,
     CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     PROTOCOL,
+    Action,
     Contribution,
     DeviceStanding,
     Finished,
@@ -194,6 +196,12 @@ class Connection:
     def status(self, run: str) -> RunStatus:
         return RunStatus.from_proto(self._unary(self._people.GetRun, pb.GetRunRequest(run=run)))
 
+    def control(self, run: str, action: Action, reason: str = "") -> RunStatus:
+        """Pause, resume or stop a run; the reason is shown with its state."""
+        number = next(number for number, name in ACTIONS.items() if name == action)
+        request = pb.ControlRunRequest(run=run, action=pb.RunAction.Name(number), reason=reason)
+        return RunStatus.from_proto(self._unary(self._people.ControlRun, request))
+
     def runs(self) -> list[RunStatus]:
         reply = self._unary(self._people.ListRuns, pb.ListRunsRequest())
         return [RunStatus.from_proto(status) for status in reply.runs]
@@ -216,7 +224,7 @@ class Connection:
         while True:
             for status in self._again(lambda: self._watching(run)):
                 yield status
-                if status.state != "running":
+                if status.ended:
                     return
 
     def _watching(self, run: str) -> Iterator[RunStatus]:

@@ -24,6 +24,7 @@ EXTRAS = {
     "matplotlib": "demo",
     "psycopg": "postgres",
     "obstore": "s3",
+    "prometheus_client": "metrics",
 }
 """Package -> the extra that brings it."""
 
@@ -42,7 +43,7 @@ COMMANDS = {
     ),
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
     "coordinator": Command("edgetune.devices", "make identities, serve runs; invite, list and revoke devices"),
-    "run": Command("edgetune.runs", "create, watch, verify and export runs"),
+    "run": Command("edgetune.runs", "create, watch, pause, verify and export runs"),
     "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
 }
 EXAMPLES = """\

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,22 @@ from edgetune import devices
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
-from wire.messages import RunStatus
+from wire.messages import Action, RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
+CONTROLS: dict[Action, str] = {
+    "pause": "hand out no more tasks; deadlines stand still, updates under way still count",
+    "resume": "go on with a paused run",
+    "stop": "end a run with its newest release",
+}
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
   edgetune run list
   edgetune run watch speeches
+  edgetune run pause speeches --reason "new data on Monday"
+  edgetune run resume speeches
   edgetune run verify speeches --store /srv/edgetune
   edgetune run replay speeches --backend numba
   edgetune run export speeches --to peft ./speeches-adapter
@@ -62,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _action(commands, "list", "every run of a coordinator")
     _action(commands, "status", "one run").add_argument("run", metavar="RUN")
     _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
+    for action, summary in CONTROLS.items():
+        control = _action(commands, action, summary)
+        control.add_argument("run", metavar="RUN")
+        control.add_argument("--reason", default="", metavar="TEXT", help="one line, shown by `edgetune run status`")
     verify = _action(commands, "verify", "compute every release again from the stored updates")
     verify.add_argument("run", metavar="RUN")
     store_arguments(verify)
@@ -91,7 +102,7 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    actions = {
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "create": _create,
         "list": _list,
         "status": _status,
@@ -99,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         "verify": _verify,
         "export": _export,
         "replay": _replay,
+        **dict.fromkeys(CONTROLS, _control),
     }
     return actions[args.action](args)
 
@@ -162,6 +174,13 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _control(args: argparse.Namespace) -> int:
+    with devices.connection(args) as connection:
+        status = connection.control(args.run, args.action, args.reason)
+    print(json.dumps(spec.plain(status)) if args.json else _line(status))
+    return 0
+
+
 def _line(status: RunStatus) -> str:
     where = f"round {min(status.round, status.rounds)}/{status.rounds}, {status.accepted}/{status.goal} updates"
     if status.kind == "evaluate":
@@ -174,7 +193,7 @@ def _table(status: RunStatus) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_line(status), highlight=False)
+    console.print(_line(status), highlight=False, markup=False)
     console.print(_releases(status))
     for reason, count in sorted(status.refused.items()):
         console.print(f"refused {count} x {reason}", highlight=False)
@@ -197,12 +216,13 @@ def _releases(status: RunStatus) -> Any:
 def _watch(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
         last = _show(connection.watch(args.run), args.json)
-    return 0 if last is not None and last.state == "done" else 1
+    return 0 if last is not None and last.state in ("done", "stopped") else 1
 
 
 def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     last = None
     if as_json:
@@ -211,7 +231,7 @@ def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
         return last
     with Live(console=Console(), auto_refresh=False) as live:
         for last in statuses:
-            live.update(Group(_line(last), _releases(last)), refresh=True)
+            live.update(Group(Text(_line(last)), _releases(last)), refresh=True)
     return last
 
 

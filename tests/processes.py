@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,12 +121,13 @@ def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.Com
 
 def finished(clients: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> list[list[dict[str, Any]]]:
     """The events of each client, after all of them have ended well."""
-    told = []
-    for client in clients:
-        out, err = client.communicate(timeout=timeout_s)
+    with ThreadPoolExecutor(
+        max(1, len(clients))
+    ) as pool:  # read together: one whose pipe is full would hold up the rest
+        outputs = list(pool.map(lambda client: client.communicate(timeout=timeout_s), clients))
+    for client, (_, err) in zip(clients, outputs, strict=True):
         assert client.returncode == 0, err
-        told.append([json.loads(line) for line in out.splitlines()])
-    return told
+    return [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
 
 
 def write_texts(path: Path, word: str, lines: int = 12) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from coordinator.rounds import Round
 from coordinator.stores.connection import Connection
 from wire.errors import Reason, Refused
 
@@ -138,15 +139,31 @@ def check_not_revoked(db: Connection, name: str) -> None:
         raise Refused(Reason.REVOKED, f"device {name} was revoked")
 
 
-def owner_is_full(db: Connection, run: str, number: int, attempt: int, device: str, seats: int) -> bool:
-    """Whether the owner of `device` holds `seats` places of a round already, those of its other devices together."""
+def seats_of_others(db: Connection, run: str, live: Round, device: str) -> int:
+    """How many places of an open round the other devices of the owner of `device` hold."""
+    if live.max_staleness is None:
+        holds = _HOLDS_A_PLACE
+        values: tuple[str | int, ...] = (run, live.number, live.attempt)
+    else:
+        holds = _MAY_COUNT_IN_A_BUFFER
+        values = (run, live.number, run, live.base_version - live.max_staleness)
     (held,) = db.execute(
-        "SELECT COUNT(*) FROM assignments JOIN devices ON devices.name = assignments.device"
-        " WHERE run = ? AND number = ? AND attempt = ? AND assignments.state IN ('offered', 'accepted')"
-        " AND devices.name <> ? AND owner = (SELECT owner FROM devices WHERE name = ?)",
-        (run, number, attempt, device, device),
+        "SELECT COUNT(*) FROM devices WHERE name <> ? AND owner = (SELECT owner FROM devices WHERE name = ?)"
+        f" AND ({holds})",  # constants
+        (device, device, *values),
     ).fetchone()
-    return int(held) >= seats
+    return int(held)
+
+
+_HOLDS_A_PLACE = """
+EXISTS (SELECT 1 FROM assignments a WHERE a.device = devices.name AND a.run = ? AND a.number = ? AND a.attempt = ?
+        AND a.state IN ('offered', 'accepted'))
+"""
+_MAY_COUNT_IN_A_BUFFER = """
+EXISTS (SELECT 1 FROM contributions c WHERE c.device = devices.name AND c.run = ? AND c.landed = ?)
+OR EXISTS (SELECT 1 FROM assignments a WHERE a.device = devices.name AND a.run = ? AND a.state = 'offered' AND a.version >= ?)
+"""
+"""A task counts where its update lands, which may be in any later buffer: those under way hold their places in all."""
 
 
 def keep_signature(db: Connection, release: str, signature: str) -> None:

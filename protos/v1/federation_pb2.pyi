@@ -12,9 +12,20 @@ class TaskKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_KIND_UNSPECIFIED: _ClassVar[TaskKind]
     TASK_KIND_TRAIN: _ClassVar[TaskKind]
     TASK_KIND_EVALUATE: _ClassVar[TaskKind]
+
+class RunAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RUN_ACTION_UNSPECIFIED: _ClassVar[RunAction]
+    RUN_ACTION_PAUSE: _ClassVar[RunAction]
+    RUN_ACTION_RESUME: _ClassVar[RunAction]
+    RUN_ACTION_STOP: _ClassVar[RunAction]
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_TRAIN: TaskKind
 TASK_KIND_EVALUATE: TaskKind
+RUN_ACTION_UNSPECIFIED: RunAction
+RUN_ACTION_PAUSE: RunAction
+RUN_ACTION_RESUME: RunAction
+RUN_ACTION_STOP: RunAction
 
 class CheckInRequest(_message.Message):
     __slots__ = ("device", "runs", "wait_s", "protocol")
@@ -223,6 +234,16 @@ class GetRunRequest(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: str
     def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class ControlRunRequest(_message.Message):
+    __slots__ = ("run", "action", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    action: RunAction
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., action: _Optional[_Union[RunAction, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("spec_json", "layout_json", "release_key")

@@ -395,6 +395,11 @@ class AdministrationStub:
                 request_serializer=protos_dot_v1_dot_federation__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
                 _registered_method=True)
+        self.ControlRun = channel.unary_unary(
+                '/edgetune.v1.Administration/ControlRun',
+                request_serializer=protos_dot_v1_dot_federation__pb2.ControlRunRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
+                _registered_method=True)
         self.Invite = channel.unary_unary(
                 '/edgetune.v1.Administration/Invite',
                 request_serializer=protos_dot_v1_dot_federation__pb2.InviteRequest.SerializeToString,
@@ -441,6 +446,13 @@ class AdministrationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ControlRun(self, request, context):
+        """Pauses, resumes or stops a run. Idempotent; a run that has ended by itself refuses by RUN_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Invite(self, request, context):
         """A one-time right to enrol a device.
         """
@@ -482,6 +494,11 @@ def add_AdministrationServicer_to_server(servicer, server):
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
                     request_deserializer=protos_dot_v1_dot_federation__pb2.GetRunRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.RunStatus.SerializeToString,
+            ),
+            'ControlRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlRun,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.ControlRunRequest.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.RunStatus.SerializeToString,
             ),
             'Invite': grpc.unary_unary_rpc_method_handler(
@@ -608,6 +625,33 @@ class Administration:
             target,
             '/edgetune.v1.Administration/WatchRun',
             protos_dot_v1_dot_federation__pb2.GetRunRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/ControlRun',
+            protos_dot_v1_dot_federation__pb2.ControlRunRequest.SerializeToString,
             protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
             options,
             channel_credentials,

@@ -150,6 +150,55 @@ def test_one_owner_fills_no_more_than_its_share_of_a_round(ledgers: Any) -> None
     play(ledgers, scene)
 
 
+BUFFER = {"mode": "async", "buffer": 10, "minimum": 1, "max_staleness": 1, "deadline_s": 10.0}
+
+
+def test_a_revocation_takes_an_update_out_of_the_buffer_in_which_it_counts(ledgers: Any) -> None:  # noqa: F811
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(rounds=3, cohort=BUFFER | {"buffer": 2}))
+        tasks = {}
+        for name in ("d1", "d2", "d3", "d4"):
+            await enrolled(ledger, name)
+        for name in ("d1", "d2"):
+            tasks[name] = await task_of(ledger, name)
+        await ledger.accept(contribution(tasks["d1"], "d1"))
+        await ledger.accept(contribution(tasks["d2"], "d2"))  # the buffer is full: the second one is open
+        tasks["d3"] = await task_of(ledger, "d3")
+        await ledger.accept(contribution(tasks["d3"], "d3"))
+        await revoke(ledger, "d1")  # its update is sealed
+        assert [c.device for c in await ledger.contributions("run", 1, 1)] == ["d1", "d2"]
+        await revoke(ledger, "d3")
+        assert await ledger.contributions("run", 2, 1) == []
+        assert (await ledger.status("run")).accepted == 0
+        for name in ("d4", "plain"):
+            await ledger.accept(contribution(await task_of(ledger, name), name))
+        assert {(name, sealed.number) for name, sealed in await ledger.sealed()} == {("run", 1)}
+
+    play(ledgers, scene)
+
+
+def test_one_owner_fills_no_more_than_its_share_of_a_buffer_whenever_its_tasks_were_given(ledgers: Any) -> None:  # noqa: F811
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(rounds=3, cohort=BUFFER | {"owner_share": 0.2}))
+        for n in range(8):
+            await enrolled(ledger, f"sybil-{n}", "mallory")
+            await enrolled(ledger, f"honest-{n}", f"owner-{n}")
+        held = [await task_of(ledger, f"sybil-{n}") for n in range(2)]
+        for n in range(8):
+            await ledger.accept(contribution(await task_of(ledger, f"honest-{n}"), f"honest-{n}"))
+        clock.pass_s(11)
+        await ledger.tick()  # the first buffer is sealed without them
+        late = [await ledger.offer(f"sybil-{n}", ()) for n in range(2, 8)]
+        assert all(offers.task is None for offers in late)
+        await ledger.accept(contribution(held[0], "sybil-0"))
+        assert (await ledger.offer("sybil-7", ())).task is None
+        await ledger.accept(contribution(held[1], "sybil-1"))
+        assert (await ledger.offer("sybil-7", ())).task is None
+        assert {c.device for c in await ledger.contributions("run", 2, 1)} == {"sybil-0", "sybil-1"}
+
+    play(ledgers, scene)
+
+
 def test_a_small_round_has_a_place_for_every_owner(ledgers: Any) -> None:  # noqa: F811
     async def scene(ledger: Ledger, clock: Clock) -> None:
         await create(ledger, spec(cohort={"goal": 2, "owner_share": 0.1}))
@@ -240,7 +289,7 @@ def test_a_device_outlives_its_ledgers_process(ledgers: Any) -> None:  # noqa: F
         found = await do(ledger, devices.find, "d1", timed=False)
         assert found == Device("d1", "ann", KEY, "revoked", clock.now_us, clock.now_us + DAY_US)
         assert dataclasses.replace(found, state="active") != found
-        assert await ledger.transact(lambda db, now: transactions.withdraw(db, "d1", now)) == []
+        await ledger.transact(lambda db, now: transactions.withdraw(db, "d1", now))
 
     play(ledgers, first)
     play(ledgers, second)

@@ -435,7 +435,6 @@ def test_an_older_ledger_is_migrated_whole_or_not_at_all(ledgers: Any, monkeypat
         assert await ledger.names() == ["run"]
         await task_of(ledger, "d1")
 
-    monkeypatch.setattr(schema, "scripts", lambda: released[:1])
     play(ledgers, old)
     broken = "CREATE TABLE half (x INTEGER);\nCREATE TABLE runs (y INTEGER);\n"
     monkeypatch.setattr(schema, "scripts", lambda: (*released, broken))

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import closing, publish
 from coordinator.bell import Bell
+from coordinator.meter import Times
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.stores.sqlite import SqliteLedger
@@ -52,7 +53,7 @@ def play(tmp_path: Path, errors: list[Exception], until: Callable[[asyncio.Task[
         await sealed(store)
         blobs.errors = errors
         with ThreadPoolExecutor(1) as compute:
-            closer = asyncio.create_task(closing.close_rounds(store, compute, Bell(), Bell(), Bell()))
+            closer = asyncio.create_task(closing.close_rounds(store, compute, Bell(), Bell(), Bell(), Times()))
             async with asyncio.timeout(10):
                 while not until(closer, (await store.ledger.release("run", None)).version):
                     await asyncio.sleep(0.02)

@@ -82,7 +82,7 @@ def blob_in_its_place_before_it_is_whole() -> None:
 def release_before_its_adapter() -> None:
     """A release is published first, and what it names is stored after."""
 
-    async def close(store: Any, compute: Any, name: str, sealed: Any) -> None:
+    async def close(store: Any, compute: Any, name: str, sealed: Any, who: Any = None) -> None:
         ledger: Ledger = store.ledger
         run, parent = await ledger.run(name), await ledger.release(name, sealed.base_version)
         accepted = await ledger.contributions(name, sealed.number, sealed.attempt)

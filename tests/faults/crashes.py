@@ -31,6 +31,7 @@ import numpy as np
 
 from coordinator import closing, publish
 from coordinator.bell import Bell
+from coordinator.meter import Meter, Times
 from coordinator.service import Core, Federation
 from coordinator.stores import Place, Store, files, sqlite
 from coordinator.verify import verify
@@ -129,7 +130,7 @@ async def federation(place: Place, journal: Path) -> None:
     """Two rounds and the evaluation, from wherever the store stands. Receipts are journalled outside the store."""
     store = place.open()
     with ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(1) as disk:
-        served = Federation(Core(store, compute, disk, Bell(), Bell(), Bell()))
+        served = Federation(Core(store, compute, disk, Bell(), Bell(), Bell(), Meter()))
         adapter = store.blobs.put(bytes(4 * LAYOUT.size))
         await store.ledger.create_run(RUN, LAYOUT, publish.initial(RUN, LAYOUT, adapter))
         for _ in range(TURNS):
@@ -142,7 +143,7 @@ async def federation(place: Place, journal: Path) -> None:
                     receipt = await served._receive(contribution, payload)
                     with journal.open("a") as lines:
                         lines.write(json.dumps([receipt.round, receipt.attempt, receipt.device, receipt.digest]) + "\n")
-            await closing._close_due(store, compute)
+            await closing._close_due(store, compute, Bell(), Times(), None)
     await store.ledger.close()
 
 

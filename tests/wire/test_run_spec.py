@@ -8,6 +8,7 @@ import pytest
 from coordinator import publish
 from edge_client.engines.toy import ToyBase
 from edge_client.methods import METHODS
+from edge_client.session import settled
 from wire import run_spec, spec
 from wire.errors import SpecError
 
@@ -89,3 +90,39 @@ def test_a_spec_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
     with pytest.raises(SpecError, match=said) as caught:
         run_spec.read_toml(path)
     assert "run.toml" in str(caught.value)
+
+
+def test_a_run_in_rounds_keeps_the_name_it_had_before_there_were_buffers() -> None:
+    assert run_spec.parse(LEAST).digest == "e19d6f5305632e7fda2134d437e0cf472fb7661757dcbfd8601a3be244486d0f"
+
+
+ASYNC = {"mode": "async", "buffer": 4, "max_staleness": 2}
+
+
+@pytest.mark.parametrize(
+    ("cohort", "said"),
+    [
+        ({"mode": "async", "buffer": 4}, "needs buffer and max_staleness"),
+        (ASYNC | {"goal": 4}, "has no goal"),
+        ({"goal": 4, "buffer": 4}, 'need mode = "async"'),
+        ({"mode": "sync"}, "missing key 'goal'"),
+        (ASYNC | {"minimum": 5}, "minimum <= buffer"),
+        (ASYNC | {"max_staleness": -1}, "max_staleness must lie"),
+        ({"mode": "later"}, "'sync' or 'async'"),
+    ],
+)
+def test_a_buffered_cohort_that_cannot_be_is_refused_by_what_is_wrong_with_it(cohort: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        run_spec.parse(LEAST | {"cohort": cohort})
+
+
+@pytest.mark.parametrize(
+    ("method", "good"), [("lora", True), ("mezo", True), ("decomfl", False), ("hiso", False), ("kseed", False)]
+)
+def test_only_updates_that_mean_something_in_a_later_release_may_be_buffered(method: str, good: bool) -> None:
+    wanted = run_spec.parse(LEAST | {"cohort": ASYNC, "method": {"id": method}})
+    if good:
+        assert settled(wanted, ToyBase())[0].cohort.size == 4
+    else:
+        with pytest.raises(SpecError, match="async"):
+            settled(wanted, ToyBase())
