@@ -16,6 +16,7 @@ from coordinator.bell import Bell
 from coordinator.closing import close_rounds, hear_others
 from coordinator.service import Administration, Core, Federation
 from coordinator.stores import Store
+from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
 from wire.messages import MAX_MESSAGE_BYTES
@@ -53,6 +54,7 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
         tasks = [
             asyncio.create_task(close_rounds(store, compute, changed, work)),
             asyncio.create_task(hear_others(store, changed, work)),
+            asyncio.create_task(forget_expired_now_and_then(store)),
         ]
         ready(address)
         try:

@@ -6,6 +6,7 @@ Every handler is `_answered`: an error of ours leaves as its status with ErrorIn
 from __future__ import annotations
 
 import asyncio
+import datetime
 import functools
 import json
 import time
@@ -15,17 +16,21 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from coordinator import ingest, publish
 from coordinator.bell import Bell
+from coordinator.guards import DEFAULTS, Guards, Limits
 from coordinator.stores import Store
+from coordinator.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
+from wire.contract import CONTRACT, DOMAIN, RETRY_AFTER_S, Action
 from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, UserError
+from wire.errors import EdgetuneError, PayloadError, Reason, Refused, UserError
 from wire.messages import (
     CHUNK_BYTES,
     MAX_WAIT_S,
@@ -38,18 +43,31 @@ from wire.messages import (
 T = TypeVar("T")
 TRANSFERS = 8
 """Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
-CHUNK_TIMEOUT_S = 30.0
-"""A sender that is silent for longer loses its place."""
 POLL_S = 10.0
 """How long a held call may overlook what another process did, should the ledger's word of it be lost."""
 
 
 def status_of(error: EdgetuneError) -> status_pb2.Status:
-    """The gRPC status of an error, with ErrorInfo{reason}."""
+    """The gRPC status of an error, with ErrorInfo{reason}, and RetryInfo if the client is to try again."""
     reason = _reason(error)
-    info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain="edgetune"))
-    return status_pb2.Status(code=code_pb2.Code.Value(GRPC_CODE[reason]), message=str(error), details=[info])
+    rule, info = CONTRACT[reason], error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN)
+    if isinstance(error, Refused) and error.offset is not None:
+        info.metadata["offset"] = str(error.offset)
+    details: list[Message] = [info]
+    if rule.action is Action.RETRY:
+        after_s = error.retry_after_s if isinstance(error, Refused) else None
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(datetime.timedelta(seconds=RETRY_AFTER_S if after_s is None else after_s))
+        details.append(retry)
+    return status_pb2.Status(
+        code=code_pb2.Code.Value(rule.status), message=str(error), details=[_any(detail) for detail in details]
+    )
+
+
+def _any(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
 
 
 def _reason(error: EdgetuneError) -> Reason:
@@ -85,10 +103,20 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
 class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
-    def __init__(self, store: Store, compute: Executor, disk: Executor, changed: Bell, work: Bell) -> None:
+    def __init__(
+        self,
+        store: Store,
+        compute: Executor,
+        disk: Executor,
+        changed: Bell,
+        work: Bell,
+        limits: Limits = DEFAULTS,
+    ) -> None:
         self.store, self.compute, self.disk = store, compute, disk
         self.changed, self.work = changed, work
-        self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self.guards = Guards(limits, store.blobs)
+        self.uploads = Uploads(store, self.guards, disk)
+        self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
 
@@ -194,21 +222,56 @@ class Federation(pb_grpc.FederationServicer):
 
     @_answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
-        return await self._take(request.contribution, request.payload)
+        with self._core.guards.in_flight(len(request.payload)):
+            return (
+                await self._taken(request.contribution, lambda mine: self._receive(mine, request.payload))
+            ).to_proto()
 
     @_answered
     async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
-        return await self._take(request, None)
+        return (await self._taken(request, lambda mine: self._receive(mine, None))).to_proto()
 
-    async def _take(self, message: pb.Contribution, payload: bytes | None) -> pb.Receipt:
+    @_answered
+    async def CreateUpload(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.UploadState:
+        return await self._taken(request, self._create_upload)
+
+    async def _create_upload(self, mine: Contribution) -> pb.UploadState:
+        if receipt := await self._store.ledger.check(mine):
+            return pb.UploadState(offset=mine.size, receipt=receipt.to_proto())
+        if not mine.digest:
+            raise PayloadError(Reason.BAD_REQUEST, "an evaluation has nothing to upload")
+        ingest.declared(mine, await self._core.rules(mine.run))
+        upload = await self._core.uploads.create(mine)
+        return pb.UploadState(upload=upload.id, offset=upload.received)
+
+    @_answered
+    async def AppendUpload(
+        self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
+    ) -> pb.UploadState:
+        state = None
+        with self._core.guards.stream():
+            async for part in self._core.guards.paced(parts):
+                end = await self._core.uploads.append(part.upload, part.device, part.offset, part.digest, part.data)
+                state = pb.UploadState(upload=part.upload, offset=end)
+        if state is None:
+            raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
+        return state
+
+    async def _taken(self, message: pb.Contribution, work: Callable[[Contribution], Awaitable[T]]) -> T:
+        """Do what is asked with a contribution. A refusal is counted; what can never be counted leaves nothing behind."""
         try:
-            receipt = await self._receive(Contribution.from_proto(message), payload)
+            mine = Contribution.from_proto(message)
+            try:
+                return await work(mine)
+            except (PayloadError, Refused) as error:
+                if mine.digest and CONTRACT[error.reason].action in (Action.NEXT, Action.DROP):
+                    await self._core.uploads.forget(mine)
+                raise
         except (PayloadError, Refused) as error:
             await self._store.ledger.refuse(message.run, error.reason)
-            self._core.changed.ring()
             raise
-        self._core.changed.ring()
-        return receipt.to_proto()
+        finally:
+            self._core.changed.ring()
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
         """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
@@ -217,31 +280,41 @@ class Federation(pb_grpc.FederationServicer):
         if contribution.digest:
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
+            if payload is None:
+                await self._core.uploads.join(contribution)
             await self._core.on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
-                await self._core.on(self._core.disk, self._store.blobs.put, payload)
-        return await self._store.ledger.accept(contribution)
+                await self._core.on(self._core.disk, self._put, payload)
+        receipt = await self._store.ledger.accept(contribution)
+        if contribution.digest and payload is None:
+            await self._core.uploads.forget(contribution)
+        return receipt
 
     def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
         """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
         ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
+    def _put(self, payload: bytes) -> None:
+        self._core.guards.room(len(payload))
+        self._store.blobs.put(payload)
+
     @_answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
-        async with self._core.uploads:
-            first = await _next_chunk(chunks)
+        async with self._core.streams:
+            arriving = self._core.guards.paced(chunks)
+            first = await anext(arriving, None)
             if first is None or not run_spec.DIGEST.fullmatch(first.digest):
                 raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
             if not 0 < first.size <= 4 * MAX_PARAMETERS:
                 raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
-            return pb.UploadReply(digest=await self._store_chunks(first, chunks))
+            await self._core.on(self._core.disk, self._core.guards.room, first.size)
+            return pb.UploadReply(digest=await self._store_chunks(first, arriving))
 
     async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
         with self._store.blobs.writer(first.digest, first.size) as writer:
-            chunk: pb.UploadChunk | None = first
-            while chunk is not None:
+            await self._core.on(self._core.disk, writer.write, first.data)
+            async for chunk in chunks:
                 await self._core.on(self._core.disk, writer.write, chunk.data)
-                chunk = await _next_chunk(chunks)
             return await self._core.on(self._core.disk, writer.commit)
 
     @_answered
@@ -294,13 +367,6 @@ class Administration(pb_grpc.AdministrationServicer):
             if status.state != "running" or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
-
-
-async def _next_chunk(chunks: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk | None:
-    try:
-        return await asyncio.wait_for(anext(chunks, None), CHUNK_TIMEOUT_S)
-    except TimeoutError as error:
-        raise Refused(Reason.BUSY, f"no chunk arrived for {CHUNK_TIMEOUT_S:.0f} s; send again") from error
 
 
 def _check_device(device: str) -> None:

@@ -8,10 +8,10 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from coordinator.rounds import Round
 from wire import spec
@@ -19,6 +19,8 @@ from wire.delta import Layout
 from wire.errors import Reason, UserError
 from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,13 @@ class Ledger(Protocol):
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
 
     async def named_blobs(self) -> set[str]:
-        """The digest of every blob that a contribution or a release names."""
+        """The digest of every blob that a contribution, a release or an upload names."""
+
+    async def transact(self, work: Callable[[Any, int], T]) -> T:
+        """`work(open connection, store clock in µs)` as one transaction: for the tables of `uploads.py`."""
+
+    async def look(self, work: Callable[[Any, int], T]) -> T:
+        """As `transact`, for work that reads only."""
 
     def others(self) -> AsyncIterator[None]:
         """For ever: yields soon after another process has changed something, and now and then without cause."""
@@ -132,6 +140,9 @@ class Blobs(Protocol):
 
     def delete(self, digest: str) -> None:
         """Forget a blob. Idempotent."""
+
+    def free_bytes(self) -> int | None:
+        """Room on the disk that blobs lie on, or pass through; None where there is no such bound."""
 
 
 LEDGERS: Mapping[str, str] = {

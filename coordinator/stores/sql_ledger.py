@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Offers, Run, transactions
+from coordinator.stores import Offers, Run, transactions, uploads
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
 from coordinator.stores.transactions import Connection
@@ -86,7 +86,13 @@ class SqlLedger:
         return await self._read(transactions.attempt, run, version)
 
     async def named_blobs(self) -> set[str]:
-        return await self._read(transactions.named_blobs)
+        return await self._read(transactions.named_blobs) | await self._read(uploads.named_parts)
+
+    async def transact(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._write_now(work)
+
+    async def look(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._read_now(work)
 
     async def close(self) -> None:
         for thread in {self._writes, self._reads}:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/v1/federation.proto\x12\x0b\x65\x64getune.v1\"P\n\x0e\x43heckInRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\x12\x10\n\x08protocol\x18\x04 \x01(\r\"\x89\x01\n\x0c\x43heckInReply\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x11.edgetune.v1.TaskH\x00\x12!\n\x04wait\x18\x02 \x01(\x0b\x32\x11.edgetune.v1.WaitH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.edgetune.v1.FinishedH\x00\x42\x08\n\x06\x61nswer\"2\n\x04Wait\x12\x15\n\rretry_after_s\x18\x01 \x01(\x01\x12\x13\n\x0b\x61\x63tive_runs\x18\x02 \x01(\r\"\x18\n\x08\x46inished\x12\x0c\n\x04runs\x18\x01 \x03(\t\"\xc9\x01\n\x04Task\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.edgetune.v1.TaskKind\x12\x17\n\x0frelease_version\x18\x05 \x01(\r\x12\x16\n\x0erelease_digest\x18\x06 \x01(\t\x12\x13\n\x0bspec_digest\x18\x07 \x01(\t\x12\x15\n\rlayout_digest\x18\x08 \x01(\t\x12\x12\n\ndeadline_s\x18\t \x01(\x01\" \n\x07Release\x12\x15\n\rmanifest_json\x18\x01 \x01(\t\"m\n\x13\x46\x65tchReleaseRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x18\n\x0bsteps_after\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_steps_after\"W\n\x0cReleaseChunk\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.edgetune.v1.Release\x12\x12\n\nstep_bytes\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x94\x02\n\x07Metrics\x12\x18\n\x0bloss_before\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_after\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fheld_out_tokens\x18\x03 \x01(\x04\x12\x12\n\ntrain_loss\x18\x04 \x01(\x01\x12\x14\n\x0ctrain_tokens\x18\x05 \x01(\x04\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x04\x12\x12\n\nbytes_down\x18\n \x01(\x04\x12\x10\n\x08\x66orwards\x18\x0b \x01(\rB\x0e\n\x0c_loss_beforeB\r\n\x0b_loss_after\"\xcd\x01\n\x0c\x43ontribution\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0c\n\x04size\x18\x06 \x01(\x04\x12\x0e\n\x06weight\x18\x07 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x08 \x01(\t\x12\x16\n\x0erelease_digest\x18\t \x01(\t\x12%\n\x07metrics\x18\n \x01(\x0b\x32\x14.edgetune.v1.Metrics\"Q\n\rSubmitRequest\x12/\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x19.edgetune.v1.Contribution\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"9\n\x0bUploadChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x1d\n\x0bUploadReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"V\n\x07Receipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"K\n\x0cLeaveRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\x0c\n\nLeaveReply\"R\n\x10\x43reateRunRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x13\n\x0blayout_json\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"8\n\x0eRunDescription\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x13\n\x0blayout_json\x18\x02 \x01(\t\"\x11\n\x0fListRunsRequest\"5\n\rListRunsReply\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.edgetune.v1.RunStatus\" \n\tRunStatus\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t*R\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x01\x12\x16\n\x12TASK_KIND_EVALUATE\x10\x02\x32\xda\x03\n\nFederation\x12\x41\n\x07\x43heckIn\x12\x1b.edgetune.v1.CheckInRequest\x1a\x19.edgetune.v1.CheckInReply\x12\x46\n\x0b\x44\x65scribeRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x1b.edgetune.v1.RunDescription\x12M\n\x0c\x46\x65tchRelease\x12 .edgetune.v1.FetchReleaseRequest\x1a\x19.edgetune.v1.ReleaseChunk0\x01\x12:\n\x06Submit\x12\x1a.edgetune.v1.SubmitRequest\x1a\x14.edgetune.v1.Receipt\x12>\n\x06Upload\x12\x18.edgetune.v1.UploadChunk\x1a\x18.edgetune.v1.UploadReply(\x01\x12\x39\n\x06\x43ommit\x12\x19.edgetune.v1.Contribution\x1a\x14.edgetune.v1.Receipt\x12;\n\x05Leave\x12\x19.edgetune.v1.LeaveRequest\x1a\x17.edgetune.v1.LeaveReply2\x9a\x02\n\x0e\x41\x64ministration\x12\x42\n\tCreateRun\x12\x1d.edgetune.v1.CreateRunRequest\x1a\x16.edgetune.v1.RunStatus\x12<\n\x06GetRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x16.edgetune.v1.RunStatus\x12\x44\n\x08ListRuns\x12\x1c.edgetune.v1.ListRunsRequest\x1a\x1a.edgetune.v1.ListRunsReply\x12@\n\x08WatchRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x16.edgetune.v1.RunStatus0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/v1/federation.proto\x12\x0b\x65\x64getune.v1\"P\n\x0e\x43heckInRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\t\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\x12\x10\n\x08protocol\x18\x04 \x01(\r\"\x89\x01\n\x0c\x43heckInReply\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x11.edgetune.v1.TaskH\x00\x12!\n\x04wait\x18\x02 \x01(\x0b\x32\x11.edgetune.v1.WaitH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.edgetune.v1.FinishedH\x00\x42\x08\n\x06\x61nswer\"2\n\x04Wait\x12\x15\n\rretry_after_s\x18\x01 \x01(\x01\x12\x13\n\x0b\x61\x63tive_runs\x18\x02 \x01(\r\"\x18\n\x08\x46inished\x12\x0c\n\x04runs\x18\x01 \x03(\t\"\xc9\x01\n\x04Task\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.edgetune.v1.TaskKind\x12\x17\n\x0frelease_version\x18\x05 \x01(\r\x12\x16\n\x0erelease_digest\x18\x06 \x01(\t\x12\x13\n\x0bspec_digest\x18\x07 \x01(\t\x12\x15\n\rlayout_digest\x18\x08 \x01(\t\x12\x12\n\ndeadline_s\x18\t \x01(\x01\" \n\x07Release\x12\x15\n\rmanifest_json\x18\x01 \x01(\t\"m\n\x13\x46\x65tchReleaseRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x18\n\x0bsteps_after\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_steps_after\"W\n\x0cReleaseChunk\x12%\n\x07release\x18\x01 \x01(\x0b\x32\x14.edgetune.v1.Release\x12\x12\n\nstep_bytes\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x94\x02\n\x07Metrics\x12\x18\n\x0bloss_before\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_after\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fheld_out_tokens\x18\x03 \x01(\x04\x12\x12\n\ntrain_loss\x18\x04 \x01(\x01\x12\x14\n\x0ctrain_tokens\x18\x05 \x01(\x04\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x15\n\rtrain_seconds\x18\x07 \x01(\x01\x12\x16\n\x0epeak_rss_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x04\x12\x12\n\nbytes_down\x18\n \x01(\x04\x12\x10\n\x08\x66orwards\x18\x0b \x01(\rB\x0e\n\x0c_loss_beforeB\r\n\x0b_loss_after\"\xcd\x01\n\x0c\x43ontribution\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0c\n\x04size\x18\x06 \x01(\x04\x12\x0e\n\x06weight\x18\x07 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x08 \x01(\t\x12\x16\n\x0erelease_digest\x18\t \x01(\t\x12%\n\x07metrics\x18\n \x01(\x0b\x32\x14.edgetune.v1.Metrics\"Q\n\rSubmitRequest\x12/\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x19.edgetune.v1.Contribution\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"Z\n\nUploadPart\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"T\n\x0bUploadState\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12%\n\x07receipt\x18\x03 \x01(\x0b\x32\x14.edgetune.v1.Receipt\"9\n\x0bUploadChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x1d\n\x0bUploadReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"V\n\x07Receipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"K\n\x0cLeaveRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\x0c\n\nLeaveReply\"R\n\x10\x43reateRunRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x13\n\x0blayout_json\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"8\n\x0eRunDescription\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x13\n\x0blayout_json\x18\x02 \x01(\t\"\x11\n\x0fListRunsRequest\"5\n\rListRunsReply\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.edgetune.v1.RunStatus\" \n\tRunStatus\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t*R\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTASK_KIND_TRAIN\x10\x01\x12\x16\n\x12TASK_KIND_EVALUATE\x10\x02\x32\xe4\x04\n\nFederation\x12\x41\n\x07\x43heckIn\x12\x1b.edgetune.v1.CheckInRequest\x1a\x19.edgetune.v1.CheckInReply\x12\x46\n\x0b\x44\x65scribeRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x1b.edgetune.v1.RunDescription\x12M\n\x0c\x46\x65tchRelease\x12 .edgetune.v1.FetchReleaseRequest\x1a\x19.edgetune.v1.ReleaseChunk0\x01\x12:\n\x06Submit\x12\x1a.edgetune.v1.SubmitRequest\x1a\x14.edgetune.v1.Receipt\x12\x43\n\x0c\x43reateUpload\x12\x19.edgetune.v1.Contribution\x1a\x18.edgetune.v1.UploadState\x12\x43\n\x0c\x41ppendUpload\x12\x17.edgetune.v1.UploadPart\x1a\x18.edgetune.v1.UploadState(\x01\x12\x39\n\x06\x43ommit\x12\x19.edgetune.v1.Contribution\x1a\x14.edgetune.v1.Receipt\x12>\n\x06Upload\x12\x18.edgetune.v1.UploadChunk\x1a\x18.edgetune.v1.UploadReply(\x01\x12;\n\x05Leave\x12\x19.edgetune.v1.LeaveRequest\x1a\x17.edgetune.v1.LeaveReply2\x9a\x02\n\x0e\x41\x64ministration\x12\x42\n\tCreateRun\x12\x1d.edgetune.v1.CreateRunRequest\x1a\x16.edgetune.v1.RunStatus\x12<\n\x06GetRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x16.edgetune.v1.RunStatus\x12\x44\n\x08ListRuns\x12\x1c.edgetune.v1.ListRunsRequest\x1a\x1a.edgetune.v1.ListRunsReply\x12@\n\x08WatchRun\x12\x1a.edgetune.v1.GetRunRequest\x1a\x16.edgetune.v1.RunStatus0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKKIND']._serialized_start=1900
-  _globals['_TASKKIND']._serialized_end=1982
+  _globals['_TASKKIND']._serialized_start=2078
+  _globals['_TASKKIND']._serialized_end=2160
   _globals['_CHECKINREQUEST']._serialized_start=43
   _globals['_CHECKINREQUEST']._serialized_end=123
   _globals['_CHECKINREPLY']._serialized_start=126
@@ -55,30 +55,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTRIBUTION']._serialized_end=1266
   _globals['_SUBMITREQUEST']._serialized_start=1268
   _globals['_SUBMITREQUEST']._serialized_end=1349
-  _globals['_UPLOADCHUNK']._serialized_start=1351
-  _globals['_UPLOADCHUNK']._serialized_end=1408
-  _globals['_UPLOADREPLY']._serialized_start=1410
-  _globals['_UPLOADREPLY']._serialized_end=1439
-  _globals['_RECEIPT']._serialized_start=1441
-  _globals['_RECEIPT']._serialized_end=1527
-  _globals['_LEAVEREQUEST']._serialized_start=1529
-  _globals['_LEAVEREQUEST']._serialized_end=1604
-  _globals['_LEAVEREPLY']._serialized_start=1606
-  _globals['_LEAVEREPLY']._serialized_end=1618
-  _globals['_CREATERUNREQUEST']._serialized_start=1620
-  _globals['_CREATERUNREQUEST']._serialized_end=1702
-  _globals['_GETRUNREQUEST']._serialized_start=1704
-  _globals['_GETRUNREQUEST']._serialized_end=1732
-  _globals['_RUNDESCRIPTION']._serialized_start=1734
-  _globals['_RUNDESCRIPTION']._serialized_end=1790
-  _globals['_LISTRUNSREQUEST']._serialized_start=1792
-  _globals['_LISTRUNSREQUEST']._serialized_end=1809
-  _globals['_LISTRUNSREPLY']._serialized_start=1811
-  _globals['_LISTRUNSREPLY']._serialized_end=1864
-  _globals['_RUNSTATUS']._serialized_start=1866
-  _globals['_RUNSTATUS']._serialized_end=1898
-  _globals['_FEDERATION']._serialized_start=1985
-  _globals['_FEDERATION']._serialized_end=2459
-  _globals['_ADMINISTRATION']._serialized_start=2462
-  _globals['_ADMINISTRATION']._serialized_end=2744
+  _globals['_UPLOADPART']._serialized_start=1351
+  _globals['_UPLOADPART']._serialized_end=1441
+  _globals['_UPLOADSTATE']._serialized_start=1443
+  _globals['_UPLOADSTATE']._serialized_end=1527
+  _globals['_UPLOADCHUNK']._serialized_start=1529
+  _globals['_UPLOADCHUNK']._serialized_end=1586
+  _globals['_UPLOADREPLY']._serialized_start=1588
+  _globals['_UPLOADREPLY']._serialized_end=1617
+  _globals['_RECEIPT']._serialized_start=1619
+  _globals['_RECEIPT']._serialized_end=1705
+  _globals['_LEAVEREQUEST']._serialized_start=1707
+  _globals['_LEAVEREQUEST']._serialized_end=1782
+  _globals['_LEAVEREPLY']._serialized_start=1784
+  _globals['_LEAVEREPLY']._serialized_end=1796
+  _globals['_CREATERUNREQUEST']._serialized_start=1798
+  _globals['_CREATERUNREQUEST']._serialized_end=1880
+  _globals['_GETRUNREQUEST']._serialized_start=1882
+  _globals['_GETRUNREQUEST']._serialized_end=1910
+  _globals['_RUNDESCRIPTION']._serialized_start=1912
+  _globals['_RUNDESCRIPTION']._serialized_end=1968
+  _globals['_LISTRUNSREQUEST']._serialized_start=1970
+  _globals['_LISTRUNSREQUEST']._serialized_end=1987
+  _globals['_LISTRUNSREPLY']._serialized_start=1989
+  _globals['_LISTRUNSREPLY']._serialized_end=2042
+  _globals['_RUNSTATUS']._serialized_start=2044
+  _globals['_RUNSTATUS']._serialized_end=2076
+  _globals['_FEDERATION']._serialized_start=2163
+  _globals['_FEDERATION']._serialized_end=2775
+  _globals['_ADMINISTRATION']._serialized_start=2778
+  _globals['_ADMINISTRATION']._serialized_end=3060
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,118 @@
+"""Large updates on their way in: parts that become durable one by one, then the whole that they make.
+
+A part is a blob headed by its upload and offset, so that no two uploads share one and it may be deleted with its row. The
+ledger alone says how far an upload is: a replica that takes a part needs nothing of the one that took the part before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from coordinator.guards import Guards
+from coordinator.stores import Blobs, Store, uploads
+from coordinator.stores.uploads import Upload
+from wire import spec
+from wire.errors import EdgetuneError, Reason, Refused
+from wire.messages import Contribution
+
+T = TypeVar("T")
+LOOK_S = 30.0
+"""How often what was given up is looked for."""
+HEADING_BYTES = 24
+"""Before the bytes of each part: the upload's 16 bytes, then the offset, little-endian."""
+
+
+class Uploads:
+    """What devices send in parts, over one store. Raises Refused by name."""
+
+    def __init__(self, store: Store, guards: Guards, disk: Executor) -> None:
+        self._store, self._guards, self._disk = store, guards, disk
+        self._limits = guards.limits
+        self._keep_us = int(guards.limits.keep_s * 1e6)
+
+    async def create(self, mine: Contribution) -> Upload:
+        """The upload of a checked contribution, new or as far as it has come. DISK_FULL, TOO_MANY_UPLOADS."""
+        await self._on_disk(self._guards.room, 2 * mine.size)  # in parts, and as a whole
+        fresh, most, most_bytes = secrets.token_hex(16), self._limits.device_uploads, self._limits.device_bytes
+        return await self._store.ledger.transact(
+            lambda db, now_us: uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
+        )
+
+    async def append(self, name: str, device: str, offset: int, digest: str, data: bytes) -> int:
+        """Make a part durable; where the upload ends now. WRONG_OFFSET or BAD_CHUNK change nothing."""
+        with self._guards.in_flight(len(data)), self._guards.part_of(device):
+            upload = await self._store.ledger.look(lambda db, _: uploads.find(db, name, device))
+            if offset != upload.received:
+                raise uploads.wrong_offset((upload.received,))
+            if not 0 < len(data) <= upload.size - offset:
+                raise Refused(Reason.BAD_SIZE, f"{upload.size - offset} bytes are to come, not {len(data)}")
+            kept = await self._on_disk(self._keep, upload, digest, data)
+            return await self._store.ledger.transact(
+                lambda db, now_us: uploads.append(db, name, offset, len(data), kept, self._keep_us, now_us)
+            )
+
+    def _keep(self, upload: Upload, digest: str, data: bytes) -> str:
+        if spec.bytes_digest(data) != digest:
+            raise Refused(Reason.BAD_CHUNK, "a part was damaged on its way", offset=upload.received)
+        self._guards.room(len(data))
+        return self._store.blobs.put(bytes.fromhex(upload.id) + upload.received.to_bytes(8, "little") + data)
+
+    async def join(self, mine: Contribution) -> None:
+        """Make one blob of an upload's parts, durable and checked. Nothing to do for a payload that came otherwise.
+
+        WRONG_OFFSET if bytes are missing, BAD_DIGEST if they are others than declared.
+        """
+        upload = await self._store.ledger.look(lambda db, _: uploads.of(db, mine))
+        if upload is None:
+            return
+        if upload.received != upload.size:
+            raise uploads.wrong_offset((upload.received,))
+        parts = await self._store.ledger.look(lambda db, _: uploads.parts(db, upload.id))
+        try:
+            await self._on_disk(self._join, mine, parts)
+        except Refused as error:
+            if error.reason is Reason.UNKNOWN_BLOB:  # a part is gone: the rest is of no use
+                await self.forget(mine)
+            raise
+
+    def _join(self, mine: Contribution, parts: list[str]) -> None:
+        self._guards.room(mine.size)
+        with self._store.blobs.writer(mine.digest, mine.size) as whole:
+            for part in parts:
+                whole.write(self._store.blobs.get(part)[HEADING_BYTES:])
+            whole.commit()
+
+    async def forget(self, mine: Contribution) -> None:
+        """The contribution is counted, or never will be: its parts are deleted. Idempotent."""
+        unnamed = await self._store.ledger.transact(lambda db, _: uploads.forget_of(db, mine))
+        await self._on_disk(delete, self._store.blobs, unnamed)
+
+    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+
+async def forget_expired(store: Store) -> int:
+    """Give up what was given up by its device; how many parts that were."""
+    unnamed = await store.ledger.transact(uploads.forget_expired)
+    await asyncio.to_thread(delete, store.blobs, unnamed)
+    return len(unnamed)
+
+
+async def forget_expired_now_and_then(store: Store) -> None:
+    """For ever. A store that does not answer is asked again the next time."""
+    while True:
+        with contextlib.suppress(Refused):
+            await forget_expired(store)
+        await asyncio.sleep(LOOK_S)
+
+
+def delete(blobs: Blobs, unnamed: Iterable[str]) -> None:
+    """As far as the store lets: what stays is garbage, and `gc` finds it."""
+    with contextlib.suppress(EdgetuneError):
+        for digest in unnamed:
+            blobs.delete(digest)
