@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,14 +38,13 @@ RUN = run_spec.parse(
 )
 TASK = Task("r", 1, 1, "train", 0, "c" * 64, RUN.digest, LAYOUT.digest, 60.0)
 SMALL, LARGE = bytes(100), bytes(range(256)) * 5000
-Said = Reason | grpc.StatusCode
 
 
 class Coordinator(pb_grpc.FederationServicer):
     """Says no to the calls of `to`, `times` in all, and is a good coordinator otherwise."""
 
-    def __init__(self, no: Said, to: str, times: int) -> None:
-        self._no, self._to, self._times = no, to, times
+    def __init__(self, no: Reason | grpc.StatusCode, to: str, times: int, after_s: float = 0.05) -> None:
+        self._no, self._to, self._times, self._after_s = no, to, times, after_s
         self._received = 0
         self.left, self.counted = 0, 0
 
@@ -53,7 +53,7 @@ class Coordinator(pb_grpc.FederationServicer):
             return
         self._times -= 1
         if isinstance(self._no, Reason):
-            refused = Refused(self._no, "injected", retry_after_s=0.05)
+            refused = Refused(self._no, "injected", retry_after_s=self._after_s)
             context.abort_with_status(rpc_status.to_status(status_of(refused)))
         context.abort(self._no, "injected")
 
@@ -162,13 +162,15 @@ def test_a_status_without_a_reason_is_waited_out(
     assert (coordinator.counted, state.pending(RUN)) == (1, None)
 
 
-KEPT: list[Said] = [reason for reason, rule in CONTRACT.items() if rule.action in (Action.RETRY, Action.RESUME)]
+KEPT: list[Reason | grpc.StatusCode] = [
+    reason for reason, rule in CONTRACT.items() if rule.action in (Action.RETRY, Action.RESUME)
+]
 KEPT += [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL]
 
 
 @pytest.mark.parametrize("no", KEPT, ids=lambda no: no.name)
 def test_when_patience_ends_the_update_is_kept_its_place_too_and_the_next_client_sends_it(
-    state: DeviceState, no: Said
+    state: DeviceState, no: Reason | grpc.StatusCode
 ) -> None:
     written_down(state, SMALL)
     coordinator = Coordinator(no, "Submit", FOR_EVER)
@@ -182,24 +184,8 @@ def test_when_patience_ends_the_update_is_kept_its_place_too_and_the_next_client
 
 
 def test_a_coordinator_that_asks_for_a_pause_gets_it(state: DeviceState) -> None:
-    import time
-
-    asked = status_of(Refused(Reason.BUSY, "later", retry_after_s=0.7))
-    coordinator = Coordinator(Reason.BUSY, "Submit", 1)
-    coordinator._say = _once(lambda context: context.abort_with_status(rpc_status.to_status(asked)))  # type: ignore[method-assign]
     written_down(state, SMALL)
-    with serving(coordinator) as address:
+    with serving(Coordinator(Reason.BUSY, "Submit", 1, after_s=0.7)) as address:
         began = time.monotonic()
         assert took_part(address, state)[-1] == "submitted"
     assert time.monotonic() - began >= 0.7
-
-
-def _once(say: Callable[[Any], None]) -> Callable[[str, Any], None]:
-    left = ["once"]
-
-    def saying(call: str, context: Any) -> None:
-        if left:
-            left.pop()
-            say(context)
-
-    return saying
