@@ -44,9 +44,9 @@ class Uploads:
         )
 
     async def append(self, name: str, device: str, offset: int, digest: str, data: bytes) -> int:
-        """Make a part durable; where the upload ends now. WRONG_OFFSET or BAD_CHUNK change nothing."""
+        """Make a part durable; where the upload ends now. WRONG_OFFSET and BAD_CHUNK change nothing, ROUND_CLOSED ends it."""
         with self._guards.in_flight(len(data)), self._guards.part_of(device):
-            upload = await self._store.ledger.look(lambda db, _: uploads.find(db, name, device))
+            upload = await self._find(name, device)
             if offset != upload.received:
                 raise uploads.wrong_offset((upload.received,))
             if not 0 < len(data) <= upload.size - offset:
@@ -55,6 +55,15 @@ class Uploads:
             return await self._store.ledger.transact(
                 lambda db, now_us: uploads.append(db, name, offset, len(data), kept, self._keep_us, now_us)
             )
+
+    async def _find(self, name: str, device: str) -> Upload:
+        try:
+            return await self._store.ledger.look(lambda db, now_us: uploads.find(db, name, device, now_us))
+        except Refused as error:
+            if error.reason is Reason.ROUND_CLOSED:
+                unnamed = await self._store.ledger.transact(lambda db, _: uploads.close(db, name))
+                await self._on_disk(delete, self._store.blobs, unnamed)
+            raise
 
     def _keep(self, upload: Upload, digest: str, data: bytes) -> str:
         if spec.bytes_digest(data) != digest:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from coordinator import rounds
+from coordinator.stores import transactions
 from coordinator.stores.transactions import Connection
 from wire.errors import Reason, Refused
 from wire.messages import Contribution
@@ -53,13 +55,15 @@ def of(db: Connection, mine: Contribution) -> Upload | None:
     return None if row is None else Upload(*row)
 
 
-def find(db: Connection, upload: str, device: str) -> Upload:
-    """UNKNOWN_UPLOAD if there is none, NOT_ASSIGNED if it is another device's."""
+def find(db: Connection, upload: str, device: str, now_us: int) -> Upload:
+    """UNKNOWN_UPLOAD if there is none, NOT_ASSIGNED if it is another device's, ROUND_CLOSED if it comes too late."""
     row = db.execute(f"SELECT {_COLUMNS} FROM uploads WHERE id = ?", (upload,)).fetchone()  # constants
     if row is None:
         raise Refused(Reason.UNKNOWN_UPLOAD, "no such upload; it may have expired")
     if row[1] != device:
         raise Refused(Reason.NOT_ASSIGNED, f"this upload is not one of {device}")
+    key = db.execute("SELECT run, number, attempt FROM uploads WHERE id = ?", (upload,)).fetchone()
+    rounds.step(transactions.read_round(db, *key), rounds.Accept(), now_us)
     return Upload(*row)
 
 
@@ -94,6 +98,13 @@ def forget(db: Connection, upload: str) -> list[str]:
     db.execute("DELETE FROM upload_parts WHERE upload = ?", (upload,))
     db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
     return unnamed
+
+
+def close(db: Connection, upload: str) -> list[str]:
+    """As `forget`, for an upload that comes too late: its refusal is counted."""
+    for (run,) in db.execute("SELECT run FROM uploads WHERE id = ?", (upload,)).fetchall():
+        transactions.refuse(db, run, Reason.ROUND_CLOSED)
+    return forget(db, upload)
 
 
 def forget_of(db: Connection, mine: Contribution) -> list[str]:

@@ -261,6 +261,19 @@ def test_what_can_never_be_counted_is_refused_before_its_first_byte(folder: Plac
             assert no(lambda c=changes: device.create(dataclasses.replace(device.mine, **c)))[0] is reason
 
 
+def test_a_straggler_is_refused_at_its_next_part_counted_and_leaves_nothing(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica, cohort={"goal": 2, "minimum": 1, "deadline_s": 1.0, "max_attempts": 1})
+        before = kept(replica.store)
+        upload = device.create().upload
+        device.append(device.part(upload, 0))
+        time.sleep(1.1)
+        assert no(lambda: device.append(device.part(upload, PART)))[0] is Reason.ROUND_CLOSED
+        assert kept(replica.store) == before
+        with Connection(replica.address) as connection:
+            assert connection.status("large").refused == {"ROUND_CLOSED": 1}
+
+
 def test_an_older_device_sends_its_bytes_in_one_stream_and_commits_them(folder: Place) -> None:
     with replicas(folder) as [replica]:
         device = Device(replica)
