@@ -251,8 +251,7 @@ class Federation(pb_grpc.FederationServicer):
         state = None
         with self._core.guards.stream():
             async for part in self._core.guards.paced(parts):
-                end = await self._core.uploads.append(part.upload, part.device, part.offset, part.digest, part.data)
-                state = pb.UploadState(upload=part.upload, offset=end)
+                state = pb.UploadState(upload=part.upload, offset=await self._core.uploads.append(part))
         if state is None:
             raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
         return state

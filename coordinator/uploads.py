@@ -11,7 +11,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from coordinator.guards import Guards
 from coordinator.stores import Blobs, Store, uploads
@@ -25,6 +25,25 @@ LOOK_S = 30.0
 """How often what was given up is looked for."""
 HEADING_BYTES = 24
 """Before the bytes of each part: the upload's 16 bytes, then the offset, little-endian."""
+
+
+class Part(Protocol):
+    """A part as it came: `protos.v1` UploadPart."""
+
+    @property
+    def upload(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
 
 
 class Uploads:
@@ -43,17 +62,18 @@ class Uploads:
             lambda db, now_us: uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
         )
 
-    async def append(self, name: str, device: str, offset: int, digest: str, data: bytes) -> int:
+    async def append(self, part: Part) -> int:
         """Make a part durable; where the upload ends now. WRONG_OFFSET and BAD_CHUNK change nothing, ROUND_CLOSED ends it."""
-        with self._guards.in_flight(len(data)), self._guards.part_of(device):
-            upload = await self._find(name, device)
-            if offset != upload.received:
+        size = len(part.data)
+        with self._guards.in_flight(size), self._guards.part_of(part.device):
+            upload = await self._find(part.upload, part.device)
+            if part.offset != upload.received:
                 raise uploads.wrong_offset((upload.received,))
-            if not 0 < len(data) <= upload.size - offset:
-                raise Refused(Reason.BAD_SIZE, f"{upload.size - offset} bytes are to come, not {len(data)}")
-            kept = await self._on_disk(self._keep, upload, digest, data)
+            if not 0 < size <= upload.size - part.offset:
+                raise Refused(Reason.BAD_SIZE, f"{upload.size - part.offset} bytes are to come, not {size}")
+            kept = await self._on_disk(self._keep, upload, part)
             return await self._store.ledger.transact(
-                lambda db, now_us: uploads.append(db, name, offset, len(data), kept, self._keep_us, now_us)
+                lambda db, now_us: uploads.append(db, upload.id, part.offset, size, kept, self._keep_us, now_us)
             )
 
     async def _find(self, name: str, device: str) -> Upload:
@@ -65,11 +85,16 @@ class Uploads:
                 await self._on_disk(delete, self._store.blobs, unnamed)
             raise
 
-    def _keep(self, upload: Upload, digest: str, data: bytes) -> str:
-        if spec.bytes_digest(data) != digest:
+    def _keep(self, upload: Upload, part: Part) -> str:
+        """The only place that copies the bytes out of their message: as many copies at once as there are disk threads."""
+        data = part.data
+        if spec.bytes_digest(data) != part.digest:
             raise Refused(Reason.BAD_CHUNK, "a part was damaged on its way", offset=upload.received)
         self._guards.room(len(data))
-        return self._store.blobs.put(bytes.fromhex(upload.id) + upload.received.to_bytes(8, "little") + data)
+        with self._store.blobs.writer(None, HEADING_BYTES + len(data)) as blob:
+            blob.write(bytes.fromhex(upload.id) + upload.received.to_bytes(8, "little"))
+            blob.write(data)
+            return blob.commit()
 
     async def join(self, mine: Contribution) -> None:
         """Make one blob of an upload's parts, durable and checked. Nothing to do for a payload that came otherwise.

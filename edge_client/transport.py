@@ -55,6 +55,8 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 60_000),
 ]
+QUICK_S = 1.0
+"""A link that took no longer for a part may have parts of twice the size: each costs the coordinator a sync."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 
 ASK_AGAIN = frozenset({Action.RETRY})
@@ -141,14 +143,15 @@ class Connection:
                 patience.pause(_as_ours(error), SEND_AGAIN)
 
     def _send_rest(self, state: pb.UploadState, device: str, payload: memoryview, progress: Progress) -> None:
-        offset, size = state.offset, len(payload)
+        offset, size, step = state.offset, len(payload), PART_BYTES
         progress(offset, size)
         while offset < size:
-            data = bytes(payload[offset : offset + PART_BYTES])
+            data, began = bytes(payload[offset : offset + step]), time.monotonic()
             part = pb.UploadPart(
                 upload=state.upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data
             )
             offset = self._append(part).offset
+            step = 2 * PART_BYTES if time.monotonic() - began < QUICK_S else PART_BYTES
             progress(offset, size)
 
     def _append(self, part: pb.UploadPart) -> pb.UploadState:
@@ -276,7 +279,7 @@ class _Patience:
         if after(error) not in after_which:
             raise error
         asked_s = (error.retry_after_s or 0.0) if isinstance(error, Refused) else 0.0
-        pause_s = max(random.uniform(0.5, 1.0) * self._pause_s, random.uniform(1.0, 1.2) * asked_s)  # jitter, no secret
+        pause_s = max(random.uniform(0.5, 1.0) * self._pause_s, random.uniform(1.0, 2.0) * asked_s)  # jitter, no secret
         if time.monotonic() + pause_s > self._give_up:
             raise self._gave_up(error) from error
         time.sleep(pause_s)
