@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--replicas", type=_count, metavar="N", help="processes that share the port; one that dies is replaced"
     )
-    gc = _action(commands, "gc", "delete blobs that no update and no release names", "one JSON object")
+    gc = _action(
+        commands,
+        "gc",
+        "delete uploads that were given up, and blobs that no update and no release names",
+        "one JSON object",
+    )
     gc.add_argument("--grace", type=_seconds, default=3600.0, metavar="TIME", help="spare what is newer (default: 1h)")
     gc.add_argument("--dry-run", action="store_true", help="delete nothing, only say what would be")
 

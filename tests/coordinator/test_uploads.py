@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -372,6 +372,30 @@ def test_a_sweep_spares_what_is_on_its_way(folder: Place) -> None:
         for offset in range(PART, len(device.payload), PART):
             device.append(device.part(upload, offset))
         assert device.commit().digest == device.mine.digest
+
+
+def test_other_replicas_are_not_woken_by_parts(postgres_server: Any, s3_server: Any) -> None:
+    place = Place.of(postgres_server.fresh(), s3_server.fresh())
+
+    async def woken_while(work: Callable[[], Any]) -> int:
+        store, heard = place.open(), list[None]()
+
+        async def listen() -> None:
+            async for _ in store.ledger.others():
+                heard.append(None)
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.5)  # until it listens
+        await asyncio.to_thread(work)
+        await asyncio.sleep(0.5)
+        listening.cancel()
+        await store.ledger.close()
+        return len(heard)
+
+    with replicas(place) as [replica]:
+        device = Device(replica)
+        assert asyncio.run(woken_while(device.send_all)) == 0
+        assert asyncio.run(woken_while(device.commit)) > 0
 
 
 def test_bytes_in_flight_are_bounded_and_one_part_alone_always_passes() -> None:
