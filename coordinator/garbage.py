@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from coordinator.stores import Blobs, Store
-from coordinator.uploads import forget_expired
+from coordinator.stores import Blobs, Store, uploads
 from wire.errors import Reason, Refused, UserError
 
 LEAST_GRACE_S = 300.0
@@ -29,7 +28,7 @@ async def sweep(store: Store, grace_s: float, dry_run: bool) -> Swept:
         raise UserError(f"--grace: at least {LEAST_GRACE_S:.0f}s, or an update under way could lose its bytes")
     try:
         if not dry_run:
-            await forget_expired(store)
+            await store.ledger.transact(uploads.forget_expired)
         old = await asyncio.to_thread(lambda: set(store.blobs.older(grace_s)))
         unnamed = old - await store.ledger.named_blobs()
         return await asyncio.to_thread(_delete, store.blobs, unnamed, grace_s, dry_run)

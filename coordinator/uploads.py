@@ -131,7 +131,7 @@ class Uploads:
 
 
 async def forget_expired(store: Store) -> int:
-    """Give up what was given up by its device; how many parts that were."""
+    """Delete what its device has given up; how many parts that were."""
     unnamed = await store.ledger.transact(uploads.forget_expired)
     await asyncio.to_thread(delete, store.blobs, unnamed)
     return len(unnamed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import os
 import threading
@@ -111,8 +112,7 @@ class Device:
 
     def at(self, replica: Replica) -> Device:
         """The same device, that calls another replica."""
-        other = object.__new__(Device)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.channel = grpc.insecure_channel(replica.address)
         other.stub = pb_grpc.FederationStub(other.channel)  # type: ignore[no-untyped-call]  # generated code
         return other
@@ -365,13 +365,30 @@ def test_a_sweep_spares_what_is_on_its_way(folder: Place) -> None:
         upload = device.create().upload
         device.append(device.part(upload, 0))
         orphan = replica.store.blobs.put(b"orphan")
-        for path in Path(folder.blobs).glob("??/*"):
-            os.utime(path, (0, 0))
+        make_old(folder)
         assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=False)).blobs == 1
         assert orphan not in kept(replica.store)
         for offset in range(PART, len(device.payload), PART):
             device.append(device.part(upload, offset))
         assert device.commit().digest == device.mine.digest
+
+
+def test_a_sweep_deletes_and_counts_what_was_given_up(folder: Place) -> None:
+    with replicas(folder, keep_s=0.3) as [replica]:
+        device = Device(replica)
+        before = kept(replica.store)
+        device.append(device.part(device.create().upload, 0))
+        make_old(folder)
+        assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=False)).blobs == 0
+        time.sleep(0.5)
+        assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=True)).blobs == 0
+        assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=False)).blobs == 1
+        assert kept(replica.store) == before
+
+
+def make_old(place: Place) -> None:
+    for path in Path(place.blobs).glob("??/*"):
+        os.utime(path, (0, 0))
 
 
 def test_other_replicas_are_not_woken_by_parts(postgres_server: Any, s3_server: Any) -> None:
