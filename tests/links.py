@@ -5,32 +5,44 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 
 class Link:
     """TCP from a port of its own to `address`. At the `cut_at`-th byte up from now all connections are cut, and `was_cut`
-    is set; what lies beyond that byte is not delivered. Until `mend`, new connections are cut at once."""
+    is set; what lies beyond that byte is not delivered. Until `mend`, new connections are cut at once. At the `freeze_at`-th
+    byte nothing more is delivered either, until `thaw`, and nobody is told; `was_frozen` is set."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._to = (host, int(port))
         self._lock = threading.Lock()
         self._left: int | None = None
+        self._at_it = self._cut
         self._open = set[socket.socket]()
-        self.bytes_up, self.was_cut = 0, threading.Event()
+        self.bytes_up, self.was_cut, self.was_frozen = 0, threading.Event(), threading.Event()
+        self._thawed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_at(self, more_bytes: int) -> None:
         with self._lock:
-            self._left = more_bytes
+            self._left, self._at_it = more_bytes, self._cut
 
     def mend(self) -> None:
         self.was_cut.clear()
 
+    def freeze_at(self, more_bytes: int) -> None:
+        with self._lock:
+            self._left, self._at_it = more_bytes, self._freeze
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
     def close(self) -> None:
         self.was_cut.set()
+        self.thaw()
         _shut(self._listener)
         self._cut()
 
@@ -58,27 +70,33 @@ class Link:
     def _forward(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
-                sink.sendall(self._passed(data) if up else data)
+                for piece in self._pieces(data) if up else [data]:
+                    sink.sendall(piece)
         for end in (source, sink):
             _shut(end)
 
-    def _passed(self, data: bytes) -> bytes:
-        """What of `data` the link still lets through: all, until the byte at which it is cut."""
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """`data`, in two where something happens to the link within it."""
         with self._lock:
             self.bytes_up += len(data)
-            if self._left is None or len(data) < self._left:
-                self._left = None if self._left is None else self._left - len(data)
-                return data
-            data, self._left = data[: self._left], None
-        self.was_cut.set()
-        self._cut()
-        return data
+            reached = self._left is not None and len(data) >= self._left
+            before = self._left if self._left is not None and reached else len(data)
+            self._left = None if self._left is None or reached else self._left - len(data)
+        yield data[:before]
+        if reached:
+            self._at_it()
+            yield data[before:]
 
     def _cut(self) -> None:
+        self.was_cut.set()
         with self._lock:
             ends, self._open = self._open, set()
         for end in ends:
             _shut(end)
+
+    def _freeze(self) -> None:
+        self.was_frozen.set()
+        self._thawed.wait()
 
 
 def _shut(end: socket.socket) -> None:

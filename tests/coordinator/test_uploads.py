@@ -33,6 +33,7 @@ from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.coordinator.test_service import BASE, BIG, created, make, reason_of, update
+from tests.links import Link
 from wire import spec
 from wire.contract import RETRY_AFTER_S
 from wire.delta import Layout, Tensor
@@ -311,6 +312,28 @@ def test_a_sender_that_is_never_silent_and_always_slow_has_stalled_too(folder: P
         began = time.monotonic()
         assert no(lambda: device.stub.AppendUpload(trickle(), timeout=30))[0] is Reason.STALLED
         assert time.monotonic() - began < 10 and device.create().offset >= 10
+
+
+def test_half_a_part_that_does_not_go_on_holds_its_place_no_longer_than_the_bound(folder: Place) -> None:
+    with replicas(folder, stall_s=1.0, streams=1) as [replica], ThreadPoolExecutor(1) as pool:
+        device = Device(replica)
+        link = Link(replica.address)
+
+        def send_over_the_link() -> str:
+            with Connection(link.address) as connection:
+                return connection.send(device.mine, device.payload).digest
+
+        link.freeze_at(PART // 2)
+        sending = pool.submit(send_over_the_link)
+        assert link.was_frozen.wait(30)
+        nobodys = device.part("0" * 32, 0)
+        while no(lambda: device.append(nobodys))[0] is not Reason.BUSY:
+            time.sleep(0.01)  # the half part is on its way through the server
+        time.sleep(1.5)
+        assert no(lambda: device.append(nobodys))[0] is Reason.UNKNOWN_UPLOAD
+        link.thaw()
+        assert sending.result(60) == device.mine.digest
+        link.close()
 
 
 def test_a_device_may_begin_so_many_uploads_and_is_told_when_to_come_again(folder: Place) -> None:
