@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
 
-.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -40,6 +40,9 @@ types: $(VENV)/ready  ## mypy --strict
 
 layers: $(VENV)/ready  ## import-linter: imports only go down
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(VENV)/ready  ## write docs/errors.md anew from the table of wire/contract.py
+	$(RUN) -m wire.contract > docs/errors.md
 
 protos: $(VENV)/ready  ## generate the protobuf code anew
 	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto

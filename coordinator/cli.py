@@ -104,7 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
         help="numbers for Prometheus at http://HOST:PORT/metrics (HOST by default: 127.0.0.1; the second of --replicas"
         " has the next port, and so on)",
     )  # fmt: skip
-    gc = _action(commands, "gc", "delete blobs that no update and no release names", "one JSON object")
+    gc = _action(
+        commands,
+        "gc",
+        "delete uploads that were given up, and blobs that no update and no release names",
+        "one JSON object",
+    )
     for parser in (serve, gc):
         store_arguments(parser)
     gc.add_argument("--grace", type=_seconds, default=3600.0, metavar="TIME", help="spare what is newer (default: 1h)")

@@ -106,7 +106,7 @@ class Identities:
         return await self._ledger.transact(work)
 
     async def devices(self) -> list[Device]:
-        return await self._ledger.look(devices.every)
+        return await self._ledger.look(lambda db, _: devices.every(db))
 
     async def check(self, caller: Certificate) -> None:
         """Whether a caller whose certificate this authority issued may call now. CERTIFICATE_EXPIRED, NOT_ENROLLED, REVOKED."""
@@ -124,7 +124,7 @@ class Identities:
         """A device as the ledger has it, at most `STANDING_S` ago."""
         looked_up, device = self._standing.get(name, (0.0, None))
         if time.monotonic() - looked_up > STANDING_S or device is None:
-            device = await self._ledger.look(lambda db: devices.find(db, name))
+            device = await self._ledger.look(lambda db, _: devices.find(db, name))
             self._standing[name] = (time.monotonic(), device)
         return device
 
@@ -136,4 +136,4 @@ class Identities:
     async def signature(self, release: str) -> str:
         """The signature of a release, empty for one that was published without: it is not made good afterwards, so that
         rows which somebody else wrote never become signed releases."""
-        return await self._ledger.look(lambda db: devices.signature(db, release)) or ""
+        return await self._ledger.look(lambda db, _: devices.signature(db, release)) or ""

@@ -18,6 +18,8 @@ MAY_CALL: Mapping[str, frozenset[Who]] = {
     "/edgetune.v1.Federation/DescribeRun": frozenset({"device", "admin"}),
     "/edgetune.v1.Federation/FetchRelease": frozenset({"device", "admin"}),
     "/edgetune.v1.Federation/Submit": frozenset({"device"}),
+    "/edgetune.v1.Federation/CreateUpload": frozenset({"device"}),
+    "/edgetune.v1.Federation/AppendUpload": frozenset({"device"}),
     "/edgetune.v1.Federation/Upload": frozenset({"device", "admin"}),
     "/edgetune.v1.Federation/Commit": frozenset({"device"}),
     "/edgetune.v1.Federation/Leave": frozenset({"device"}),

@@ -22,6 +22,7 @@ from coordinator.identities import Doors, Identities, Trust
 from coordinator.meter import Meter, timed
 from coordinator.service import Administration, Core, Enrolment, Federation
 from coordinator.stores import Store
+from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
 from wire.messages import MAX_MESSAGE_BYTES
@@ -79,6 +80,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
         tasks = [
             asyncio.create_task(close_rounds(store, compute, accepted, changed, work, meter.combining, who)),
             asyncio.create_task(hear_others(store, changed, work)),
+            asyncio.create_task(forget_expired_now_and_then(store)),
         ]
         ready(doors)
         try:

@@ -19,15 +19,19 @@ from grpc_status import rpc_status
 from coordinator import ingest, publish
 from coordinator.bell import Bell
 from coordinator.gate import presented_pem
+from coordinator.guards import DEFAULTS, Guards, Limits
 from coordinator.identities import Identities
 from coordinator.lobby import Lobby
 from coordinator.meter import Meter
 from coordinator.refusals import reason_of, status_of
 from coordinator.stores import Store
 from coordinator.stores.devices import Device
+from coordinator.threads import on
+from coordinator.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
+from wire.contract import CONTRACT, Action
 from wire.delta import MAX_PARAMETERS, Layout
 from wire.errors import EdgetuneError, PayloadError, Reason, Refused
 from wire.messages import (
@@ -43,8 +47,6 @@ from wire.messages import (
 T = TypeVar("T")
 TRANSFERS = 8
 """Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
-CHUNK_TIMEOUT_S = 30.0
-"""A sender that is silent for longer loses its place."""
 NO_IDENTITIES = "this coordinator has no identities; `edgetune coordinator init` makes them"
 POLL_S = 10.0
 """How long a held call may overlook what another process did, should the ledger's word of it be lost."""
@@ -89,11 +91,13 @@ class Core:
         work: Bell,
         meter: Meter,
         who: Identities | None = None,
+        limits: Limits = DEFAULTS,
     ) -> None:
         self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
         self.accepted, self.changed, self.work = accepted, changed, work
-        self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
-        self.lobby = Lobby(store.ledger)
+        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
+        self.uploads = Uploads(store, self.guards, disk)
+        self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
 
@@ -110,10 +114,7 @@ class Core:
         return self._rules[name]
 
     async def blob(self, digest: str) -> memoryview:
-        return await self.on(self.disk, self.store.blobs.get, digest)
-
-    async def on(self, executor: Executor, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
+        return await on(self.disk, self.store.blobs.get, digest)
 
 
 class Federation(pb_grpc.FederationServicer):
@@ -176,7 +177,7 @@ class Federation(pb_grpc.FederationServicer):
         snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
         if after is not None and after <= release.version and sum(map(len, steps)) <= snapshot_bytes:
             return memoryview(b"".join(steps)), [len(step) for step in steps]
-        return await self._core.on(
+        return await on(
             self._core.compute,
             self._snapshot,
             by,
@@ -204,24 +205,60 @@ class Federation(pb_grpc.FederationServicer):
 
     @_answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
-        return await self._take(request.contribution, request.payload)
+        with self._core.guards.in_flight(len(request.payload)):
+            return await self._take(request.contribution, request.payload)
 
     @_answered
     async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
         return await self._take(request, None)
 
     async def _take(self, message: pb.Contribution, payload: bytes | None) -> pb.Receipt:
-        try:
-            receipt = await self._receive(Contribution.from_proto(message), payload)
-        except (PayloadError, Refused) as error:
-            await self._store.ledger.refuse(message.run, error.reason)
-            self._core.changed.ring()
-            raise
+        receipt = await self._taken(message, lambda mine: self._receive(mine, payload))
         self._core.accepted.ring()
-        self._core.changed.ring()
         if not message.digest:  # an evaluation: with the last one the run has ended, which held check-ins wait to hear
             self._core.work.ring()
         return receipt.to_proto()
+
+    @_answered
+    async def CreateUpload(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.UploadState:
+        return await self._taken(request, self._create_upload)
+
+    async def _create_upload(self, mine: Contribution) -> pb.UploadState:
+        if receipt := await self._store.ledger.check(mine):
+            return pb.UploadState(offset=mine.size, receipt=receipt.to_proto())
+        if not mine.digest:
+            raise PayloadError(Reason.BAD_REQUEST, "an evaluation has nothing to upload")
+        ingest.declared(mine, await self._core.rules(mine.run))
+        upload = await self._core.uploads.create(mine)
+        return pb.UploadState(upload=upload.id, offset=upload.received)
+
+    @_answered
+    async def AppendUpload(
+        self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
+    ) -> pb.UploadState:
+        state = None
+        with self._core.guards.stream():
+            async for part in self._core.guards.paced(parts):
+                state = pb.UploadState(upload=part.upload, offset=await self._core.uploads.append(part))
+        if state is None:
+            raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
+        return state
+
+    async def _taken(self, message: pb.Contribution, work: Callable[[Contribution], Awaitable[T]]) -> T:
+        """Do what is asked with a contribution. A refusal is counted; what can never be counted leaves nothing behind."""
+        try:
+            mine = Contribution.from_proto(message)
+            try:
+                return await work(mine)
+            except (PayloadError, Refused) as error:
+                if mine.digest and CONTRACT[error.reason].action in (Action.NEXT, Action.DROP):
+                    await self._core.uploads.forget(mine)
+                raise
+        except (PayloadError, Refused) as error:
+            await self._store.ledger.refuse(message.run, error.reason)
+            raise
+        finally:
+            self._core.changed.ring()
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
         """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
@@ -230,34 +267,43 @@ class Federation(pb_grpc.FederationServicer):
         if contribution.digest:
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
-            await self._core.on(self._core.compute, self._examine, contribution, payload, by)
+            if payload is None:
+                await self._core.uploads.join(contribution)
+            await on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
-                await self._core.on(self._core.disk, self._store.blobs.put, payload)
+                await on(self._core.disk, self._put, payload)
         receipt = await self._store.ledger.accept(contribution)
         self._core.meter.accepts += 1
+        if contribution.digest and payload is None:
+            await self._core.uploads.forget(contribution)
         return receipt
 
     def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
         """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
         ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
+    def _put(self, payload: bytes) -> None:
+        self._core.guards.room(len(payload))
+        self._store.blobs.put(payload)
+
     @_answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
-        async with self._core.uploads:
-            first = await _next_chunk(chunks)
+        async with self._core.streams:
+            arriving = self._core.guards.paced(chunks)
+            first = await anext(arriving, None)
             if first is None or not run_spec.DIGEST.fullmatch(first.digest):
                 raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
             if not 0 < first.size <= 4 * MAX_PARAMETERS:
                 raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
-            return pb.UploadReply(digest=await self._store_chunks(first, chunks))
+            await on(self._core.disk, self._core.guards.room, first.size)
+            return pb.UploadReply(digest=await self._store_chunks(first, arriving))
 
     async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
         with self._store.blobs.writer(first.digest, first.size) as writer:
-            chunk: pb.UploadChunk | None = first
-            while chunk is not None:
-                await self._core.on(self._core.disk, writer.write, chunk.data)
-                chunk = await _next_chunk(chunks)
-            return await self._core.on(self._core.disk, writer.commit)
+            await on(self._core.disk, writer.write, first.data)
+            async for chunk in chunks:
+                await on(self._core.disk, writer.write, chunk.data)
+            return await on(self._core.disk, writer.commit)
 
     @_answered
     async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.LeaveReply:
@@ -380,13 +426,6 @@ def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
 def _device(device: Device) -> pb.Device:
     times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
     return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
-
-
-async def _next_chunk(chunks: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk | None:
-    try:
-        return await asyncio.wait_for(anext(chunks, None), CHUNK_TIMEOUT_S)
-    except TimeoutError as error:
-        raise Refused(Reason.BUSY, f"no chunk arrived for {CHUNK_TIMEOUT_S:.0f} s; send again") from error
 
 
 def _check_device(device: str) -> None:

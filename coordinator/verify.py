@@ -46,8 +46,8 @@ async def _with_signatures(store: Store, verdicts: list[Checked], release_key: s
     return [_signed(verdict, signature, release_key) for verdict, signature in zip(verdicts, found, strict=True)]
 
 
-def _signature(digest: str) -> Callable[[Connection], str | None]:
-    return lambda db: devices.signature(db, digest)
+def _signature(digest: str) -> Callable[[Connection, int], str | None]:
+    return lambda db, _: devices.signature(db, digest)
 
 
 def _signed(verdict: Checked, signature: str | None, release_key: str) -> Checked:

@@ -16,6 +16,7 @@ from edge_client.transport import Connection
 from wire import spec
 from wire.codecs import State
 from wire.codecs.chain import Chain
+from wire.contract import Action, after
 from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
@@ -29,11 +30,6 @@ HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
 LONGEST_PAUSE_S = 900.0
 """A device asks again by then, whatever it was told."""
-_TOO_LATE = {Reason.ROUND_CLOSED, Reason.STALE_RELEASE, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
-"""Refusals after which the round is over for this device, and the next one is as good as new."""
-
-_WHO = {Reason.NOT_ENROLLED, Reason.CERTIFICATE_EXPIRED, Reason.NO_IDENTITIES}
-"""Refusals of the caller and not of what it brings: the update is kept for when they are settled."""
 
 
 def participate(
@@ -73,7 +69,8 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
             state.prepare(pending, run)
             _send(connection, state, run, layout, pending, tell)
     except BaseException:
-        connection.leave(state.device, task)
+        if not state.holds(task):  # else its place is kept, for the client that starts next to send it
+            connection.leave(state.device, task)
         raise
     finally:
         state.end()
@@ -186,15 +183,19 @@ def _contribution(
 def _send(
     connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Event
 ) -> None:
-    """Send, and keep or drop what was written down by what the coordinator says."""
+    """Send, and keep or drop what was written down by what the coordinator says: docs/errors.md."""
     mine = pending.contribution
+
+    def progress(sent: int, size: int) -> None:
+        tell("uploading", {"run": run.name, "round": mine.round, "sent": sent, "size": size})
+
     try:
-        connection.send(mine, pending.payload)
+        connection.send(mine, pending.payload, progress)
     except Refused as error:
-        if error.reason in _WHO:
-            raise
-        state.discard(run.name)
-        if error.reason not in _TOO_LATE:
+        action = after(error)
+        if action in (Action.NEXT, Action.DROP):
+            state.discard(run.name)
+        if action is not Action.NEXT:
             raise
         tell("too_late", {"run": run.name, "round": mine.round, "reason": error.reason.value, "detail": str(error)})
         return

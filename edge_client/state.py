@@ -102,6 +102,14 @@ class DeviceState:
         codec_state = {key.removeprefix("state:"): v for key, v in found.items() if key.startswith("state:")}
         return Pending(contribution, found["payload"].tobytes(), codec_state)
 
+    def holds(self, task: Task) -> bool:
+        """Whether an update of this very task is written down and has no receipt yet."""
+        found = _read(self._run(task.run) / "pending.npz")
+        if found is None or _text(found["spec"]) != task.spec_digest:
+            return False
+        mine = spec.parse(Contribution, json.loads(_text(found["contribution"])), "pending")
+        return (mine.round, mine.attempt) == (task.round, task.attempt)
+
     def confirm(self, pending: Pending, run: RunSpec) -> None:
         """The receipt came: the pending codec state becomes the state. Safe to repeat after a crash at any point."""
         folder = self._run(run.name)

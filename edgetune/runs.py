@@ -22,11 +22,11 @@ from edgetune import devices
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
-from wire.messages import Action, RunStatus
+from wire.messages import Control, RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
-CONTROLS: dict[Action, str] = {
+CONTROLS: dict[Control, str] = {
     "pause": "hand out no more tasks; deadlines stand still, updates under way still count",
     "resume": "go on with a paused run",
     "stop": "end a run with its newest release",

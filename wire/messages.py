@@ -17,6 +17,8 @@ from wire.spec import LATER
 PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
 """Bytes of data in one chunk of a stream; also the largest payload that travels in one unary call."""
+PART_BYTES = 256 << 10
+"""Bytes of an upload that a client sends at a time, twice as many over a quick link: the most that are ever sent twice."""
 MAX_MESSAGE_BYTES = 4 << 20
 """The largest gRPC message either end takes; everything bigger is cut in chunks."""
 MAX_WEIGHT = 65_535
@@ -26,8 +28,8 @@ Kind = Literal["train", "evaluate"]
 RunState = Literal["running", "paused", "done", "failed", "stopped"]
 ENDED = ("done", "failed", "stopped")
 _KINDS: dict[int, Kind] = {pb.TASK_KIND_TRAIN: "train", pb.TASK_KIND_EVALUATE: "evaluate"}
-Action = Literal["pause", "resume", "stop"]
-ACTIONS: dict[int, Action] = {
+Control = Literal["pause", "resume", "stop"]
+ACTIONS: dict[int, Control] = {
     pb.RUN_ACTION_PAUSE: "pause",
     pb.RUN_ACTION_RESUME: "resume",
     pb.RUN_ACTION_STOP: "stop",

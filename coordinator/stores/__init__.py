@@ -18,7 +18,7 @@ from coordinator.stores.connection import Connection
 from wire import spec
 from wire.delta import Layout
 from wire.errors import EdgetuneError, Reason, UserError
-from wire.messages import Action, Contribution, Receipt, ReleaseManifest, RunStatus, Task
+from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Ledger(Protocol):
     async def status(self, name: str) -> RunStatus:
         """UNKNOWN_RUN if there is none."""
 
-    async def control(self, name: str, action: Action, reason: str) -> None:
+    async def control(self, name: str, action: Control, reason: str) -> None:
         """Pause, resume or stop a run, with a line of why. Idempotent. UNKNOWN_RUN; RUN_ENDED if it is over."""
 
     async def names(self) -> list[str]:
@@ -116,13 +116,13 @@ class Ledger(Protocol):
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
 
     async def named_blobs(self) -> set[str]:
-        """The digest of every blob that a contribution or a release names."""
+        """The digest of every blob that a contribution, a release or an upload names."""
 
     async def transact(self, work: Callable[[Connection, int], T]) -> T:
-        """`work(connection, store clock in µs)` as one transaction, for the tables of `devices.py`. As every transaction it
-        may be run again after its commit was cut off: `work` does the same twice as once."""
+        """`work(connection, store clock in µs)` as one transaction, for the tables of `devices.py` and `uploads.py`. As every
+        transaction it may be run again after its commit was cut off: `work` does the same twice as once."""
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
+    async def look(self, work: Callable[[Connection, int], T]) -> T:
         """As `transact`, for work that reads only."""
 
     def others(self) -> AsyncIterator[None]:
@@ -164,6 +164,9 @@ class Blobs(Protocol):
 
     def delete(self, digest: str) -> None:
         """Forget a blob. Idempotent."""
+
+    def free_bytes(self) -> int | None:
+        """Room on the disk that blobs lie on, or pass through; None where there is no such bound."""
 
 
 LEDGERS: Mapping[str, str] = {

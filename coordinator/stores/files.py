@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -136,6 +137,9 @@ class FileBlobs:
     def delete(self, digest: str) -> None:
         with _disk():
             self._place(digest).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self._folder).free
 
     def _place(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest

@@ -14,6 +14,7 @@ import datetime
 import mmap
 import random
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -151,6 +152,9 @@ class S3Blobs:
     def delete(self, digest: str) -> None:
         with _server(digest):
             obstore.delete(self._store, digest)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(tempfile.gettempdir()).free  # what spools pass through; a bucket has no bound
 
     def _listed(self) -> Iterator[tuple[str, float]]:
         with _server("list"):

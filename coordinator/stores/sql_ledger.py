@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Ask, Offers, Run, transactions
+from coordinator.stores import Ask, Offers, Run, transactions, uploads
 from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
 from wire.delta import Layout
 from wire.errors import EdgetuneError, Reason
-from wire.messages import Action, Contribution, Receipt, ReleaseManifest, RunStatus
+from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus
 from wire.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class SqlLedger:
     async def names(self) -> list[str]:
         return await self._read(transactions.names)
 
-    async def control(self, name: str, action: Action, reason: str) -> None:
+    async def control(self, name: str, action: Control, reason: str) -> None:
         await self._write_now(transactions.control, name, action, reason)
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
@@ -95,13 +95,13 @@ class SqlLedger:
         return await self._read(transactions.attempt, run, version)
 
     async def named_blobs(self) -> set[str]:
-        return await self._read(transactions.named_blobs)
+        return await self._read(transactions.named_blobs) | await self._read(uploads.named_parts)
 
     async def transact(self, work: Callable[[Connection, int], T]) -> T:
         return await self._write_now(work)
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
-        return await self._read(work)
+    async def look(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._read_now(work)
 
     async def close(self) -> None:
         for thread in {self._writes, self._reads}:

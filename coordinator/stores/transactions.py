@@ -18,7 +18,7 @@ from coordinator.stores.connection import Connection
 from wire import run_spec, spec
 from wire.delta import Layout
 from wire.errors import EdgetuneError, Reason, Refused
-from wire.messages import ENDED, MAX_REASON, Action, Contribution, Metrics, Receipt, ReleaseManifest, Task
+from wire.messages import ENDED, MAX_REASON, Contribution, Control, Metrics, Receipt, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
 _ROUND_COLUMNS = [f.name for f in dataclasses.fields(Round)]
@@ -183,29 +183,40 @@ def check(db: Connection, offered: Contribution, now_us: int) -> Receipt | None:
                 Reason.CONFLICTING_UPDATE, "this device's part in the round is already taken by another payload"
             )
         return Receipt(offered.run, offered.round, offered.attempt, offered.device, offered.digest)
-    live, version = _landing(db, offered)
-    rounds.step(live, rounds.Accept(rounds.staleness(live, version)), now_us)
+    live, version = check_open(db, _key(offered), now_us)
     _check_names(db, offered, live, version, json.loads(spec_text[0])["base"]["digest"])
     return None
 
 
-def _key(offered: Contribution) -> tuple[str, int, int, str]:
+def _key(offered: Contribution) -> Key:
     return (offered.run, offered.round, offered.attempt, offered.device)
 
 
-def _landing(db: Connection, offered: Contribution) -> tuple[Round, int]:
-    """The round in which a contribution would count, and the version of the release its device was given: the round of
+Key = tuple[str, int, int, str]
+"""Run, round, attempt and device: whose task it is."""
+
+
+def check_open(db: Connection, key: Key, now_us: int) -> tuple[Round, int]:
+    """As `_landing`; raises what an update for this task would be refused by, before it has come."""
+    live, version = _landing(db, key)
+    rounds.step(live, rounds.Accept(rounds.staleness(live, version)), now_us)
+    return live, version
+
+
+def _landing(db: Connection, key: Key) -> tuple[Round, int]:
+    """The round in which a task's update would count, and the version of the release its device was given: the round of
     its task, or, if that was a buffer, the buffer that is open now."""
-    held = db.execute("SELECT state, version FROM assignments" + _KEY, _key(offered)).fetchone()
+    name, number, attempt, device = key
+    held = db.execute("SELECT state, version FROM assignments" + _KEY, key).fetchone()
     if held is None or held[0] != "offered":
-        raise Refused(Reason.NOT_ASSIGNED, f"{offered.device} has no task in round {offered.round} of {offered.run}")
-    asked = read_round(db, offered.run, offered.round, offered.attempt)
+        raise Refused(Reason.NOT_ASSIGNED, f"{device} has no task in round {number} of {name}")
+    asked = read_round(db, name, number, attempt)
     if asked.max_staleness is None:
         return asked, asked.base_version
-    live = open_round(db, offered.run)
+    live = open_round(db, name)
     if live is None or live.max_staleness is None:
-        raise Refused(Reason.ROUND_CLOSED, f"{offered.run} takes no more updates: its last buffer is full, or it ended")
-    if _has_given(db, offered.run, live, offered.device):
+        raise Refused(Reason.ROUND_CLOSED, f"{name} takes no more updates: its last buffer is full, or it ended")
+    if _has_given(db, name, live, device):
         raise Refused(Reason.CONFLICTING_UPDATE, f"this device's part in buffer {live.number} is already taken")
     return live, held[1]
 
@@ -223,7 +234,7 @@ def _check_names(db: Connection, offered: Contribution, live: Round, version: in
 def accept(db: Connection, offered: Contribution, now_us: int) -> Receipt:
     if receipt := check(db, offered, now_us):
         return receipt
-    live, version = _landing(db, offered)
+    live, version = _landing(db, _key(offered))
     staleness = rounds.staleness(live, version)
     landed = (None, None) if live.max_staleness is None else (live.number, staleness)
     metrics = spec.canonical(offered.metrics).decode()
@@ -280,7 +291,7 @@ def _open(db: Connection, name: str, fresh: Round | None, now_us: int) -> None:
         _insert_round(db, name, rounds.step(fresh, rounds.Pause(), now_us) if paused else fresh)
 
 
-def control(db: Connection, name: str, action: Action, reason: str, now_us: int) -> None:
+def control(db: Connection, name: str, action: Control, reason: str, now_us: int) -> None:
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise Refused(Reason.BAD_REQUEST, f"a reason is one line of at most {MAX_REASON} characters")
     state = _run_state(db, name)
@@ -307,7 +318,7 @@ def _stop(db: Connection, name: str, reason: str) -> None:
     db.execute("UPDATE runs SET decision = 'stopped' WHERE name = ?", (name,))
 
 
-_CONTROLS: dict[Action, tuple[Callable[[Connection, str, str], None], rounds.Event]] = {
+_CONTROLS: dict[Control, tuple[Callable[[Connection, str, str], None], rounds.Event]] = {
     "pause": (_pause, rounds.Pause()),
     "resume": (_resume, rounds.Resume()),
     "stop": (_stop, rounds.Stop()),

@@ -173,6 +173,30 @@ class SubmitRequest(_message.Message):
     payload: bytes
     def __init__(self, contribution: _Optional[_Union[Contribution, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
+class UploadPart(_message.Message):
+    __slots__ = ("upload", "device", "offset", "digest", "data")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    upload: str
+    device: str
+    offset: int
+    digest: str
+    data: bytes
+    def __init__(self, upload: _Optional[str] = ..., device: _Optional[str] = ..., offset: _Optional[int] = ..., digest: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadState(_message.Message):
+    __slots__ = ("upload", "offset", "receipt")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    upload: str
+    offset: int
+    receipt: Receipt
+    def __init__(self, upload: _Optional[str] = ..., offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
 class UploadChunk(_message.Message):
     __slots__ = ("digest", "size", "data")
     DIGEST_FIELD_NUMBER: _ClassVar[int]

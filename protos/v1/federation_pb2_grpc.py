@@ -55,15 +55,25 @@ class FederationStub:
                 request_serializer=protos_dot_v1_dot_federation__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.Receipt.FromString,
                 _registered_method=True)
-        self.Upload = channel.stream_unary(
-                '/edgetune.v1.Federation/Upload',
-                request_serializer=protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
-                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
+        self.CreateUpload = channel.unary_unary(
+                '/edgetune.v1.Federation/CreateUpload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadState.FromString,
+                _registered_method=True)
+        self.AppendUpload = channel.stream_unary(
+                '/edgetune.v1.Federation/AppendUpload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadState.FromString,
                 _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/edgetune.v1.Federation/Commit',
                 request_serializer=protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/edgetune.v1.Federation/Upload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
                 _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/edgetune.v1.Federation/Leave',
@@ -104,15 +114,32 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Upload(self, request_iterator, context):
-        """The bytes of a large update or of an initial adapter, stored under their digest. Accepts nothing into a round.
+    def CreateUpload(self, request, context):
+        """Declares a large update and makes room for it, or finds what is there: the same contribution gets the same upload, and
+        how far it has come. A device that lost its way, or started anew, asks here. Nothing is counted yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendUpload(self, request_iterator, context):
+        """Adds parts, each at exactly the offset where the upload ends (else WRONG_OFFSET, and nothing has changed). A part is
+        durable before the next is read; the answer says what is. Any replica goes on where another stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Accepts an uploaded payload into its round. Idempotent by (run, round, attempt, device, digest).
+        """Checks an upload that is whole and accepts it into its round. Idempotent by (run, round, attempt, device, digest).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """The bytes of an initial adapter, stored under their digest, in one stream that is not resumed. Devices older than
+        CreateUpload send large updates so, and Commit takes those too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,15 +175,25 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_federation__pb2.SubmitRequest.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.Receipt.SerializeToString,
             ),
-            'Upload': grpc.stream_unary_rpc_method_handler(
-                    servicer.Upload,
-                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadChunk.FromString,
-                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadReply.SerializeToString,
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.Contribution.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadState.SerializeToString,
+            ),
+            'AppendUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.AppendUpload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadPart.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadState.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=protos_dot_v1_dot_federation__pb2.Contribution.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.Receipt.SerializeToString,
+            ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadChunk.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadReply.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -284,7 +321,34 @@ class Federation:
             _registered_method=True)
 
     @staticmethod
-    def Upload(request_iterator,
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Federation/CreateUpload',
+            protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendUpload(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -297,9 +361,9 @@ class Federation:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/edgetune.v1.Federation/Upload',
-            protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
-            protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
+            '/edgetune.v1.Federation/AppendUpload',
+            protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadState.FromString,
             options,
             channel_credentials,
             insecure,
@@ -327,6 +391,33 @@ class Federation:
             '/edgetune.v1.Federation/Commit',
             protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
             protos_dot_v1_dot_federation__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/edgetune.v1.Federation/Upload',
+            protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
             options,
             channel_credentials,
             insecure,

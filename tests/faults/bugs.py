@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from coordinator import closing, publish, service
+from coordinator import closing, publish, service, threads
 from coordinator.stores import Ledger, files, group_commit, sql_ledger, transactions
 from wire import spec
 
@@ -18,7 +18,7 @@ def row_before_blob() -> None:
     async def receive(self: Any, contribution: Any, payload: bytes | None) -> Any:
         receipt = await self._store.ledger.accept(contribution)
         if payload:
-            await self._core.on(self._core.disk, self._store.blobs.put, payload)
+            await threads.on(self._core.disk, self._store.blobs.put, payload)
         return receipt
 
     service.Federation._receive = receive  # type: ignore[method-assign]
