@@ -41,6 +41,7 @@ class OnnxEngine:
     """One model in memory, on the CPU. All arithmetic is float32, from the base's 4-bit and 8-bit codes."""
 
     gradients = False
+    cuts = False
 
     def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, threads: int, kept_bytes: int) -> None:
         self.layout = layout

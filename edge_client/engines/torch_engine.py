@@ -29,6 +29,7 @@ class TorchEngine:
     """One model in memory. The residual stream is float32; frozen layers multiply in bfloat16 to train, float32 to measure."""
 
     gradients = True
+    cuts = True
 
     def __init__(
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
