@@ -158,12 +158,10 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
 def fitting_method(run: RunSpec, engine: Any) -> Method:
     """The first of a run's methods that `engine` can drive. Raises SpecError if none is."""
     for method in methods(run):
-        if method.forward_only or engine.gradients:
+        if method.forward_only or (engine.gradients and (engine.cuts or not method.cuts)):
             return method
-    raise SpecError(
-        f"run {run.name!r} tunes by gradients, which this engine does not compute; use --engine torch, or give the run a"
-        " [forward_method]"
-    )
+    needed = "gradients, which this engine does not compute" if not engine.gradients else "gradients above a cut"
+    raise SpecError(f"run {run.name!r} tunes by {needed}; use --engine torch, or give the run a [forward_method]")
 
 
 def batch_seed(run: RunSpec, device: str, number: int) -> int:

@@ -211,7 +211,7 @@ def _answered(example: Example, label: str) -> Example:
 
 def _tokens(engine: Any, examples: Sequence[Example], question: str) -> list[Tokens]:
     """Tokenized, with questions cut so that the answer fits."""
-    room = LENGTH - len(engine._text.prompt(f"\n{question}", raw=False)) - ANSWER_TOKENS
+    room = LENGTH - len(engine.text.prompt(f"\n{question}", raw=False)) - ANSWER_TOKENS
     short = [_short(engine, example, question, room) for example in examples]
     sequences: list[Tokens] = engine.tokenize(short, LENGTH)
     return sequences
@@ -221,7 +221,7 @@ def _short(engine: Any, example: Example, question: str, room: int) -> Example:
     if not example.messages:
         return example
     asked, *rest = example.messages
-    kept = engine._text.decoded(engine._text.ids(asked.content)[:room])
+    kept = engine.text.decoded(engine.text.ids(asked.content)[:room])
     return Example(messages=(Message(asked.role, f"{kept}\n{question}"), *rest))
 
 

@@ -58,11 +58,12 @@ class Optimizer:
 class Engine(Protocol):
     """Losses, and so zeroth-order training. `load` is the constructor: `ENGINES[...]`.load(base, adapter, layout, ...).
 
-    `gradients` says whether it is a GradEngine; `platform` what it runs on, for people.
+    `gradients` says whether it is a GradEngine, `cuts` whether it is a HybridEngine.
     """
 
     layout: Layout
     gradients: bool
+    cuts: bool
 
     def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
         """Examples as sequences of at most `length` tokens; plain texts are packed end to end, dialogues are not."""

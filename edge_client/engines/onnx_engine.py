@@ -41,6 +41,7 @@ class OnnxEngine:
     """One model in memory, on the CPU. All arithmetic is float32, from the base's 4-bit and 8-bit codes."""
 
     gradients = False
+    cuts = False
 
     def __init__(self, base: QuantizedBase, adapter: Adapter, layout: Layout, threads: int, kept_bytes: int) -> None:
         self.layout = layout
@@ -49,7 +50,7 @@ class OnnxEngine:
         self._shape = Shape.of(self._config)
         self._adapter = adapter
         self._kept = Kept(kept_bytes)
-        self._text = Text(base.folder)
+        self.text = Text(base.folder)
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
         placement = adapter.placement(base)
@@ -92,7 +93,7 @@ class OnnxEngine:
         return next((name for name in needed if importlib.util.find_spec(name) is None), None)
 
     def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
-        return self._text.sequences(examples, length)
+        return self.text.sequences(examples, length)
 
     def write(self, vector: Vector) -> None:
         self._vector = vector.astype(np.float32, copy=True)
@@ -116,18 +117,18 @@ class OnnxEngine:
         if self._generator is None:
             self._generator = self._session(self._generating())
         chance = np.random.Generator(np.random.Philox(key=seed))
-        given, answer = self._text.prompt(prompt, raw), list[int]()
+        given, answer = self.text.prompt(prompt, raw), list[int]()
         past = self._empty_past()
         seen = 0
         while len(answer) < max_new_tokens:
             logits, past = self._continued(given, seen, past)
             seen += len(given)
             token = drawn(logits, temperature, chance)
-            if token == self._text.end:
+            if token == self.text.end:
                 break
             answer.append(token)
             given = [token]
-        return self._text.decoded(answer)
+        return self.text.decoded(answer)
 
     def _generating(self) -> bytes:
         placement = self._adapter.placement(self._base)

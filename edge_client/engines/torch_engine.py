@@ -29,13 +29,14 @@ class TorchEngine:
     """One model in memory. The residual stream is float32; frozen layers multiply in bfloat16 to train, float32 to measure."""
 
     gradients = True
+    cuts = True
 
     def __init__(
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
     ):
         self.layout, self._device, self._limit = layout, device, max_memory
         self._base_bytes = base.bytes_on_disk
-        self._text = Text(base.folder)
+        self.text = Text(base.folder)
         self._model, self._factors = torch_model.build(base, adapter.placement(base), layout, device)
         inner = self._model.base_model.model if hasattr(self._model, "peft_config") else self._model
         self._body = inner.model
@@ -71,7 +72,7 @@ class TorchEngine:
         return next((name for name in needed if importlib.util.find_spec(name) is None), None)
 
     def tokenize(self, examples: Sequence[Example], length: int) -> list[Tokens]:
-        return self._text.sequences(examples, length)
+        return self.text.sequences(examples, length)
 
     def write(self, vector: Vector) -> None:
         self._write(vector, len(self._factors))
@@ -171,7 +172,7 @@ class TorchEngine:
         """The answer to `prompt`; with `raw`, its continuation. Temperature 0 takes the likeliest token each time."""
         self._model.eval()
         chance = torch.Generator().manual_seed(seed)
-        given = self._text.prompt(prompt, raw)
+        given = self.text.prompt(prompt, raw)
         answer: list[int] = []
         past = None
         with torch.no_grad():
@@ -179,11 +180,11 @@ class TorchEngine:
                 out = self._body(input_ids=self._ids([given]), use_cache=True, past_key_values=past)
                 logits = (out.last_hidden_state[0, -1].to(self._head.dtype) @ self._head.T).float().cpu()
                 token = _drawn(logits, temperature, chance)
-                if token == self._text.end:
+                if token == self.text.end:
                     break
                 answer.append(token)
                 past, given = out.past_key_values, [token]
-        return self._text.decoded(answer)
+        return self.text.decoded(answer)
 
     def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""

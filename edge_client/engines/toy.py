@@ -46,6 +46,7 @@ class ToyEngine:
     """P(next | byte) = softmax(scale * B A[:, byte]); exact gradients, AdamW or SGD."""
 
     gradients = True
+    cuts = False
 
     def __init__(self, base: ToyBase, adapter: Adapter, layout: Layout) -> None:
         self.layout = layout

@@ -45,11 +45,13 @@ class Trained:
 
 
 class Method(Protocol):
-    """A row of METHODS. `forward_only`: it needs losses, no gradients. `deltas`: its updates hold deltas, which a codec codes."""
+    """A row of METHODS. `forward_only`: it needs losses, no gradients. `deltas`: its updates hold deltas, which a codec codes.
+    `cuts`: it needs a HybridEngine."""
 
     id: str
     forward_only: bool
     deltas: bool
+    cuts: bool
     local_steps: int
     batch: int
     sequence_length: int

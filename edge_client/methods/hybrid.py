@@ -33,6 +33,7 @@ class Hybrid(Lora):
     learning_rate_below: float = 1e-3
     bits: Literal[8, 16, 32] = 16
     id: ClassVar[str] = "hybrid"
+    cuts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

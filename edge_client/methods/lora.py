@@ -40,6 +40,7 @@ class Lora:
     id: ClassVar[str] = "lora"
     forward_only: ClassVar[bool] = False
     deltas: ClassVar[bool] = True
+    cuts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_sizes(self.rank, self.alpha, None)

@@ -53,6 +53,7 @@ class ZerothOrder:
     id: ClassVar[str]
     forward_only: ClassVar[bool] = True
     deltas: ClassVar[bool] = False
+    cuts: ClassVar[bool] = False
     drawn: ClassVar[Literal["round", "device", "pool"]]
 
     def __post_init__(self) -> None:

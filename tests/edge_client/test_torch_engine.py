@@ -225,14 +225,14 @@ def test_of_a_dialogue_only_the_answers_are_learned(bases: dict[str, Any]) -> No
     said = (Message("user", "Hi"), Message("assistant", "Yes."), Message("user", "So?"), Message("assistant", "No."))
     (tokens,) = tuned.tokenize([Example(messages=said)], 512)
     learned = [int(i) for i, label in zip(tokens.ids, tokens.labels, strict=True) if label != IGNORE]
-    assert tuned._text._tokenizer.decode(learned, skip_special_tokens=False) == "Yes.<|end|>No.<|end|>"
+    assert tuned.text._tokenizer.decode(learned, skip_special_tokens=False) == "Yes.<|end|>No.<|end|>"
 
 
 def test_plain_texts_are_packed_without_losing_a_token(bases: dict[str, Any]) -> None:
     tuned = engine(bases["nf4"])
     sequences = tuned.tokenize([Example(text="a" * 40), Example(text="b" * 40)], 32)
     assert [len(s.ids) for s in sequences] == [32, 32, 18]
-    assert tuned._text._tokenizer.decode(
+    assert tuned.text._tokenizer.decode(
         np.concatenate([s.ids for s in sequences]).tolist(), skip_special_tokens=False
     ) == ("a" * 40 + "<|end|>" + "b" * 40 + "<|end|>")
 
