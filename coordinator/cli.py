@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
 from wire.errors import MissingExtra, UserError
-from wire.identity import MAX_LIFETIME_S, host_of, is_loopback
+from wire.identity import MAX_LIFETIME_S, is_loopback
 
 if TYPE_CHECKING:
     from coordinator.identities import Doors, Trust
@@ -192,7 +192,7 @@ def _init(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from coordinator.identities import Doors
-    from coordinator.replicas import serve_together
+    from coordinator.replicas import higher, serve_together
     from coordinator.serve import Serving, serve
 
     where, trust = place(args), None if args.insecure else _trust(args)
@@ -212,7 +212,7 @@ def _serve(args: argparse.Namespace) -> int:
         if args.metrics:
             tell("metrics", {"address": args.metrics})
 
-    listen = Doors(args.listen, args.enroll or _next_port(args.listen)) if trust else Doors(args.listen)
+    listen = Doors(args.listen, args.enroll or higher(args.listen, 1)) if trust else Doors(args.listen)
     how = Serving(listen, trust, args.metrics)
     if args.replicas:
         serve_together(where, how, args.replicas, ready, tell)
@@ -263,10 +263,3 @@ def _trust(args: argparse.Namespace) -> Trust | None:
             f" anything: run `edgetune coordinator init --dir {folder}` first, or say --insecure"
         )
     return None
-
-
-def _next_port(listen: str) -> str:
-    port = listen.rpartition(":")[2]
-    following = str(int(port) + 1) if port.isdigit() and port != "0" else "0"
-    host = host_of(listen)
-    return f"[{host}]:{following}" if ":" in host else f"{host}:{following}"

@@ -173,13 +173,13 @@ class Replicas:
 
 
 def higher(address: str, ports: int) -> str:
-    """The address that many ports higher.
+    """The address that many ports higher; port 0, any that is free, stays so.
 
-    >>> higher("127.0.0.1:9464", 2)
-    '127.0.0.1:9466'
+    >>> higher("127.0.0.1:9464", 2), higher("[::1]:0", 1)
+    ('127.0.0.1:9466', '[::1]:0')
     """
     host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + ports}"
+    return f"{host}:{int(port) + ports if port.isdigit() and int(port) else 0}"
 
 
 def _serve_one(place: Place, how: Serving, told: Connection) -> None:

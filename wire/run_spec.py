@@ -150,14 +150,14 @@ def parse(table: Any, where: str = "run spec") -> RunSpec:
 def check_mode(run: RunSpec) -> None:
     """Raises SpecError for a run that cannot be asynchronous and says it is. Scalars along directions of the round, of a
     pool or with a curvature mean something beside the others of their release alone; deltas, and scalars along a device's
-    own directions, can be added to a later one; but not along a subspace, which changes from release to release."""
+    own directions, can be added to a later one; but not along a subspace that changes between releases."""
     found = run.directions
     if run.cohort.mode == "async" and run.codec is None and found is not None and found.drawn != "device":
         raise SpecError(
             f'cohort: mode = "async" takes deltas, or directions of each device (method mezo), not of a {found.drawn}'
         )
-    if run.cohort.mode == "async" and found is not None and found.subspace is not None:
-        raise SpecError('cohort: mode = "async" takes scalars along whole directions: leave out the subspace')
+    if run.cohort.mode == "async" and found is not None and found.subspace is not None and found.subspace.refresh:
+        raise SpecError('cohort: mode = "async" takes scalars along a subspace that stays: refresh = 0')
 
 
 def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:

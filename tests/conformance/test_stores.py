@@ -487,6 +487,31 @@ def test_of_parts_that_race_for_one_offset_one_is_named(ledgers: Any) -> None:
     play(ledgers, scene)
 
 
+def test_an_upload_of_a_buffers_task_goes_on_while_a_later_buffer_would_take_it(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        cohort = {
+            "mode": "async",
+            "buffer": 1,
+            "minimum": 1,
+            "max_staleness": 1,
+            "deadline_s": 10.0,
+            "over_selection": 3,
+        }
+        await create(ledger, spec(rounds=9, cohort=cohort))
+        slow = contribution(await task_of(ledger, "slow"), "slow", "e" * 64)
+        await begun(ledger, slow, "one", keep_s=60.0)
+
+        def found() -> Awaitable[Any]:
+            return ledger.look(lambda db, now_us: uploads.find(db, "one", "slow", now_us))
+
+        for number in (1, 2):
+            assert (await found()).id == "one"
+            await ledger.accept(contribution(await task_of(ledger, f"d{number}"), f"d{number}"))
+        assert await refusal(found()) is Reason.STALE_RELEASE
+
+    play(ledgers, scene)
+
+
 def test_a_device_has_as_many_uploads_and_bytes_as_it_may_and_those_given_up_do_not_count(ledgers: Any) -> None:
     async def scene(ledger: Ledger, clock: Clock) -> None:
         await create(ledger, spec())

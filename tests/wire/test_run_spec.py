@@ -126,3 +126,13 @@ def test_only_updates_that_mean_something_in_a_later_release_may_be_buffered(met
     else:
         with pytest.raises(SpecError, match="async"):
             settled(wanted, ToyBase())
+
+
+def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_release() -> None:
+    def wanted(refresh: int) -> run_spec.RunSpec:
+        method = {"id": "mezo", "subspace": {"structure": "subzero", "rank": 2, "refresh": refresh}}
+        return run_spec.parse(LEAST | {"cohort": ASYNC, "method": method})
+
+    assert settled(wanted(0), ToyBase())[0].cohort.size == 4
+    with pytest.raises(SpecError, match="refresh = 0"):
+        settled(wanted(3), ToyBase())
