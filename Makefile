@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
 
-.PHONY: help demo test check lint format types layers protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -15,7 +15,7 @@ help:  ## what can be made
 $(VENV)/ready: pyproject.toml constraints-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt "pip>=25.1"
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3,metrics]"
 	touch $@
 
 demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real text (about six minutes)
@@ -40,6 +40,9 @@ types: $(VENV)/ready  ## mypy --strict
 
 layers: $(VENV)/ready  ## import-linter: imports only go down
 	$(VENV)/bin/lint-imports --no-cache
+
+docs: $(VENV)/ready  ## write docs/errors.md anew from the table of wire/contract.py
+	$(RUN) -m wire.contract > docs/errors.md
 
 protos: $(VENV)/ready  ## generate the protobuf code anew
 	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto

@@ -1,22 +1,35 @@
-"""`edgetune coordinator`: serve runs, and sweep what no row names."""
+"""`edgetune coordinator`: make identities, serve runs, and sweep what no row names. What is asked of a running coordinator
+is in `edgetune/devices.py`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import re
+import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
+from wire.errors import MissingExtra, UserError
+from wire.identity import MAX_LIFETIME_S, is_loopback
+
+if TYPE_CHECKING:
+    from coordinator.identities import Doors, Trust
 
 EXAMPLES = """\
 examples:
   edgetune coordinator serve
   edgetune coordinator serve --store /srv/edgetune --listen 0.0.0.0:7443
   edgetune coordinator serve --store postgresql://edgetune@db/edgetune --blobs s3://bucket/edgetune --replicas 4
+  edgetune coordinator serve --metrics 9464
+  edgetune coordinator init --host fl.example.org
+  edgetune coordinator invite --owner ann --quota 3
+  edgetune coordinator devices
+  edgetune coordinator revoke anns-phone
   edgetune coordinator gc --dry-run
 
 passwords stay out of the command line, where every user of the machine can read them: PGPASSWORD or ~/.pgpass for the
@@ -34,6 +47,18 @@ def default_store() -> Path:
     return Path(platformdirs.user_data_dir("edgetune")) / "coordinator"
 
 
+def identity_folder(args: argparse.Namespace) -> Path:
+    """The folder of a coordinator's identities: --identity, or beside its ledger if that is a folder."""
+    folder: Path | None = args.identity
+    beside = default_store() if args.store is None or "://" in args.store else Path(args.store)
+    return folder or beside / "identity"
+
+
+def default_identity() -> Path:
+    """Where a coordinator of the default store has its identities."""
+    return default_store() / "identity"
+
+
 def store_arguments(parser: argparse.ArgumentParser) -> None:
     """The two options that say where a store is; `place` reads them."""
     parser.add_argument(
@@ -49,7 +74,8 @@ def place(args: argparse.Namespace) -> Place:
     return Place.of(args.store or str(default_store()), args.blobs)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> Any:
+    """The actions, for others to add theirs."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     serve = _action(commands, "serve", "serve runs until stopped", "one JSON object a line on standard output")
@@ -59,16 +85,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--replicas", type=_count, metavar="N", help="processes that share the port; one that dies is replaced"
     )
-    gc = _action(commands, "gc", "delete blobs that no update and no release names", "one JSON object")
+    serve.add_argument(
+        "--identity", type=Path, metavar="DIR",
+        help="what `init` made, the same for every replica (default: STORE/identity, if it is there)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--enroll",
+        metavar="HOST:PORT",
+        help="where devices get their certificates (default: the port after --listen's)",
+    )
+    serve.add_argument(
+        "--certificates", type=_certificate_life_s, default=MAX_LIFETIME_S, metavar="TIME",
+        help="how long a device's certificate lives before it is renewed, at most 7d, its default",
+    )  # fmt: skip
+    serve.add_argument("--insecure", action="store_true", help="no TLS and no identities, even beyond this machine")
+    serve.add_argument(
+        "--metrics", type=_metrics_address, metavar="[HOST:]PORT",
+        help="numbers for Prometheus at http://HOST:PORT/metrics (HOST by default: 127.0.0.1; the second of --replicas"
+        " has the next port, and so on)",
+    )  # fmt: skip
+    gc = _action(
+        commands,
+        "gc",
+        "delete uploads that were given up, and blobs that no update and no release names",
+        "one JSON object",
+    )
+    for parser in (serve, gc):
+        store_arguments(parser)
     gc.add_argument("--grace", type=_seconds, default=3600.0, metavar="TIME", help="spare what is newer (default: 1h)")
     gc.add_argument("--dry-run", action="store_true", help="delete nothing, only say what would be")
+    init = _action(
+        commands, "init", "make the certificate authority and an administrator's identity", "one JSON object"
+    )
+    init.add_argument("--dir", type=Path, metavar="DIR", help=f"default: {default_identity()}")
+    init.add_argument(
+        "--host", action="append", default=[], metavar="NAME",
+        help="a name or address that devices reach this coordinator by; repeat, the first goes into invitations"
+        " (default: this machine's name)",
+    )  # fmt: skip
+    return commands
 
 
 def _action(commands: Any, name: str, summary: str, json_help: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    store_arguments(parser)
     parser.add_argument("--json", action="store_true", help=json_help)
     return parser
 
@@ -77,6 +138,18 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError("expected 1 to 64")
     return int(text)
+
+
+def _metrics_address(text: str) -> str:
+    """An address to show numbers at: this machine's own callers alone, unless a host is named.
+
+    >>> _metrics_address("9464"), _metrics_address("0.0.0.0:9464")
+    ('127.0.0.1:9464', '0.0.0.0:9464')
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 1 <= int(port) <= 65_471:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HOST:PORT or PORT, as in 9464")
+    return f"{host or '127.0.0.1'}:{port}"
 
 
 def _seconds(text: str) -> float:
@@ -91,38 +164,75 @@ def _seconds(text: str) -> float:
     return float(found[1]) * UNITS_S[found[2]]
 
 
+def _certificate_life_s(text: str) -> float:
+    if not 0 < (seconds := _seconds(text)) <= MAX_LIFETIME_S:
+        raise argparse.ArgumentTypeError(f"{text!r}: write 12h or 3d, at most 7d")
+    return seconds
+
+
 def run(args: argparse.Namespace) -> int:
-    return {"serve": _serve, "gc": _gc}[args.action](args)
+    return {"serve": _serve, "gc": _gc, "init": _init}[args.action](args)
+
+
+def _init(args: argparse.Namespace) -> int:
+    from coordinator import authority
+
+    folder = args.dir or default_identity()
+    hosts = list(dict.fromkeys([*(args.host or [socket.gethostname()]), "localhost", "127.0.0.1", "::1"]))
+    authority.create(folder, hosts)
+    admin = folder / "admin"
+    if args.json:
+        print(json.dumps({"identity": str(folder), "admin": str(admin), "hosts": hosts}))
+        return 0
+    print(f"certificate authority and keys in {folder}: keep a copy where nobody else can read it")
+    print(f"the coordinator answers as {', '.join(hosts)}")
+    print(f"administrator's identity in {admin}: copy it to where `edgetune run` is typed, name it by --identity")
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from coordinator.replicas import serve_together
-    from coordinator.serve import serve
+    from coordinator.identities import Doors
+    from coordinator.replicas import higher, serve_together
+    from coordinator.serve import Serving, serve
 
-    where = place(args)
+    where, trust = place(args), None if args.insecure else _trust(args)
+    if args.metrics and importlib.util.find_spec("prometheus_client") is None:
+        raise MissingExtra("prometheus-client", "metrics")
 
     def tell(event: str, about: dict[str, object]) -> None:
         if args.json:
             print(json.dumps({"event": event, **about}), flush=True)
         else:
-            print(_SAID[event].format(**about), file=sys.stderr, flush=True)
+            print(_said(event, about), file=sys.stderr, flush=True)
 
-    def ready(address: str) -> None:
-        shown = {"ledger": without_secrets(where.ledger), "blobs": without_secrets(where.blobs)}
-        tell("listening", {"address": address, "store": shown["ledger"], "blobs": shown["blobs"]})
+    def ready(doors: Doors) -> None:
+        shown = {"store": without_secrets(where.ledger), "blobs": without_secrets(where.blobs)}
+        enrolment = {"enrolment": doors.enrolment} if trust else {}
+        tell("listening", {"address": doors.devices, **shown, **enrolment})
+        if args.metrics:
+            tell("metrics", {"address": args.metrics})
 
+    listen = Doors(args.listen, args.enroll or higher(args.listen, 1)) if trust else Doors(args.listen)
+    how = Serving(listen, trust, args.metrics)
     if args.replicas:
-        serve_together(where, args.listen, args.replicas, ready, tell)
+        serve_together(where, how, args.replicas, ready, tell)
     else:
-        asyncio.run(serve(where.open(), args.listen, ready))
+        asyncio.run(serve(where.open(), how, ready))
     return 0
 
 
 _SAID = {
-    "listening": "listening on {address}, state in {store}, blobs in {blobs}; Ctrl-C stops",
+    "listening": "listening on {address}, {doors}, state in {store}, blobs in {blobs}; Ctrl-C stops",
+    "metrics": "metrics at http://{address}/metrics",
     "replica_started": "replica {replica} runs as process {pid}",
     "replica_ended": "replica {replica} (process {pid}) ended with {code}; another one starts",
 }
+
+
+def _said(event: str, about: dict[str, object]) -> str:
+    enrolment = about.get("enrolment")
+    doors = f"devices enrol at {enrolment}" if enrolment else "no TLS, no identities: releases stay unsigned"
+    return _SAID[event].format(**about, doors=doors)
 
 
 def _gc(args: argparse.Namespace) -> int:
@@ -134,3 +244,22 @@ def _gc(args: argparse.Namespace) -> int:
     else:
         print(f"{'would delete' if args.dry_run else 'deleted'} {swept.blobs} blobs, {swept.bytes:,} bytes")
     return 0
+
+
+def _trust(args: argparse.Namespace) -> Trust | None:
+    """What `init` made; None on this machine alone. Raises UserError for a door open to all, IdentityError for a folder
+    that cannot be read."""
+    from coordinator.authority import Authority
+    from coordinator.identities import Trust
+
+    folder = identity_folder(args)
+    if Authority.found(folder) is not None:
+        return Trust(folder, args.certificates)
+    if args.identity is not None:
+        raise UserError(f"{folder}: no identities here; `edgetune coordinator init --dir {folder}` makes them")
+    if not is_loopback(args.listen):
+        raise UserError(
+            f"--listen {args.listen} can be reached from other machines, and without identities whoever reaches it may do"
+            f" anything: run `edgetune coordinator init --dir {folder}` first, or say --insecure"
+        )
+    return None

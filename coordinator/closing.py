@@ -7,6 +7,8 @@ from concurrent.futures import Executor
 
 from coordinator import publish
 from coordinator.bell import Bell
+from coordinator.identities import Identities
+from coordinator.meter import Times
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
@@ -20,7 +22,15 @@ PASSING = {Reason.BUSY, Reason.DISK_FULL}
 """A store that does not answer, or has no room, may again: the round stays sealed until then."""
 
 
-async def close_rounds(store: Store, compute: Executor, accepted: Bell, changed: Bell, work: Bell) -> None:
+async def close_rounds(
+    store: Store,
+    compute: Executor,
+    accepted: Bell,
+    changed: Bell,
+    work: Bell,
+    combining: Times,
+    who: Identities | None = None,
+) -> None:
     """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended.
 
     It looks when this process has `accepted` an update, and now and then: of many replicas the one that sealed a round
@@ -29,7 +39,7 @@ async def close_rounds(store: Store, compute: Executor, accepted: Bell, changed:
     while True:
         ticket = accepted.ticket()
         try:
-            did = await _close_due(store, compute)
+            did = await _close_due(store, compute, work, combining, who)
         except Refused as error:
             if error.reason not in PASSING:
                 raise
@@ -41,30 +51,41 @@ async def close_rounds(store: Store, compute: Executor, accepted: Bell, changed:
             await accepted.wait(ticket, IDLE_S)
 
 
-async def _close_due(store: Store, compute: Executor) -> bool:
+async def _close_due(store: Store, compute: Executor, work: Bell, combining: Times, who: Identities | None) -> bool:
     """Whether any round ended."""
     ended = await store.ledger.tick()
     sealed = await store.ledger.sealed()
+    if sealed:
+        work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
-        await close(store, compute, name, round_)
+        with combining.timed():
+            await close(store, compute, name, round_, who)
     return bool(ended or sealed)
 
 
-async def close(store: Store, compute: Executor, name: str, sealed: Round) -> None:
-    """Combine one sealed round and publish it; whoever publishes first wins, and both computed the same bytes."""
+async def close(store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None = None) -> None:
+    """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes."""
     run = await store.ledger.run(name)
     parent = await store.ledger.release(name, sealed.base_version)
     accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)
     by = publish.rules(run.spec, run.layout)
     release = await asyncio.get_running_loop().run_in_executor(compute, _combine, by, parent, accepted, store)
+    if who is not None:
+        await who.sign(release.digest)
     await store.ledger.publish(name, sealed, release)
 
 
 async def hear_others(store: Store, changed: Bell, work: Bell) -> None:
     """For ever: ring both bells when another process of the same store has changed something."""
-    async for _ in store.ledger.others():
-        changed.ring()
-        work.ring()
+    while True:
+        try:
+            async for _ in store.ledger.others():
+                changed.ring()
+                work.ring()
+        except Refused as error:
+            if error.reason not in PASSING:
+                raise
+            await asyncio.sleep(IDLE_S)
 
 
 def _combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], store: Store) -> ReleaseManifest:

@@ -1,11 +1,11 @@
-"""What no row names: an upload whose update never came, the work of a closer that lost. Garbage, never damage."""
+"""What no row names: an upload that was given up, the work of a closer that lost. Garbage, never damage."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 
-from coordinator.stores import Blobs, Store
+from coordinator.stores import Blobs, Store, uploads
 from wire.errors import Reason, Refused, UserError
 
 LEAST_GRACE_S = 300.0
@@ -27,6 +27,8 @@ async def sweep(store: Store, grace_s: float, dry_run: bool) -> Swept:
     if grace_s < LEAST_GRACE_S and not dry_run:
         raise UserError(f"--grace: at least {LEAST_GRACE_S:.0f}s, or an update under way could lose its bytes")
     try:
+        if not dry_run:
+            await store.ledger.transact(uploads.forget_expired)
         old = await asyncio.to_thread(lambda: set(store.blobs.older(grace_s)))
         unnamed = old - await store.ledger.named_blobs()
         return await asyncio.to_thread(_delete, store.blobs, unnamed, grace_s, dry_run)

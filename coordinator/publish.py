@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer
+from coordinator.aggregators.staleness import discount, fitted
 from coordinator.stores import Blobs
 from wire import scalars, spec, split
 from wire.codecs.chain import Chain
@@ -18,7 +19,7 @@ from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
 from wire.prng import Strand, Units
-from wire.run_spec import RunSpec
+from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
 from wire.split import Split
 
@@ -64,7 +65,8 @@ class Rules:
         return self.codec.decode(payload, self.layout)
 
     def vector(self, update: Update, number: int, device: str) -> Vector:
-        """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed."""
+        """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed along the directions
+        that `device` was given in round `number`."""
         if isinstance(update, Delta):
             return update.vector
         key = self.along().key(self.spec.seed, number, device)
@@ -91,6 +93,7 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
     made = Rules(run, layout, run.chain(), aggregator, optimizer)
+    check_mode(run)
     if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
         raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
@@ -113,9 +116,24 @@ class Made:
 
 def combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs) -> Made:
     """The next release. `accepted` may come in any order. Raises StoreError for a blob that is missing or damaged."""
-    ordered = sorted(accepted, key=lambda c: c.device)
-    shares = tuple(Share(c.device, c.digest, by.aggregator.weight(c, _noise(by, c, blobs))) for c in ordered)
+    shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
     return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs)
+
+
+def _shares(by: Rules, accepted: list[Contribution], blobs: Blobs) -> tuple[Share, ...]:
+    """What each contribution counts, by the rules and, in a buffer, by what the ledger said of it as it came in."""
+    weights = [by.aggregator.weight(c, _noise(by, c, blobs)) for c in accepted]
+    if by.spec.cohort.mode != "async":
+        return tuple(Share(c.device, c.digest, weight) for c, weight in zip(accepted, weights, strict=True))
+    discounted = fitted([w * discount(c.staleness or 0) for c, w in zip(accepted, weights, strict=True)])
+    return tuple(
+        Share(c.device, c.digest, weight, c.round, c.staleness) for c, weight in zip(accepted, discounted, strict=True)
+    )
+
+
+def _origin(share: Share, number: int) -> int:
+    """The round whose directions a device was given: of a buffer's update, that of its task."""
+    return number if share.round is None else share.round
 
 
 def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
@@ -161,7 +179,7 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vec
     total = by.aggregator.start(by.layout.size)
     for share in shares:
         update = by.read(_stored(blobs, share.digest))
-        total.add(by.vector(update, number, share.device), share.weight)
+        total.add(by.vector(update, _origin(share, number), share.device), share.weight)
     return total.mean()
 
 
@@ -169,10 +187,11 @@ def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blo
     """The weighted mean of the devices' multiples, in units: exact sums, one rounding, whatever the order."""
     directions = by.along()
     whole, number = sum(share.weight for share in shares), parent.version + 1
-    weighted = [(share.device, _units(by, share, blobs) * share.weight) for share in shares]
+    weighted = (_units(by, share, blobs) * share.weight for share in shares)  # one in memory at a time
     if directions.drawn == "device":
-        return Step(tuple((directions.key(by.spec.seed, number, d), _rounded(u, whole)) for d, u in weighted))
-    mean = _rounded(_sum([units for _, units in weighted], directions.count), whole)
+        keys = [directions.key(by.spec.seed, _origin(share, number), share.device) for share in shares]
+        return Step(tuple((key, _rounded(units, whole)) for key, units in zip(keys, weighted, strict=True)))
+    mean = _rounded(_sum(weighted, directions.count), whole)
     if directions.drawn == "pool" and parent.step is not None:
         mean = mean + Step.parse(_stored(blobs, parent.step), directions).strands[0][1]
     strand: Strand = (directions.key(by.spec.seed, number, ""), mean)
@@ -185,7 +204,7 @@ def _units(by: Rules, share: Share, blobs: Blobs) -> Units:
     return update.units
 
 
-def _sum(parts: Sequence[Units], count: int) -> Units:
+def _sum(parts: Iterable[Units], count: int) -> Units:
     total = np.zeros(count, np.int64)
     for part in parts:
         total += part

@@ -1,6 +1,6 @@
-"""`--replicas N`: N coordinator processes on one port, each with the store opened for itself.
+"""`--replicas N`: N coordinator processes on the same ports, each with store and identities opened for itself.
 
-The parent serves nothing and keeps nothing but the port. A replica that dies is said so and replaced; the others go on,
+The parent serves nothing and keeps nothing but the ports. A replica that dies is said so and replaced; the others go on,
 and what it had under way its callers send again. If the parent dies, the replicas drain and end.
 """
 
@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
-from coordinator.serve import DRAIN_S, serve
+from coordinator.identities import Doors
+from coordinator.serve import DRAIN_S, Serving, serve
 from coordinator.stores import Place
 from wire.errors import EdgetuneError, MachineError
 
@@ -34,22 +35,33 @@ LONGEST_PAUSE_S = 30.0
 _processes = multiprocessing.get_context("spawn")
 
 
-def serve_together(place: Place, listen: str, count: int, ready: Callable[[str], None], tell: Tell) -> None:
-    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the address once all of them serve.
+def serve_together(place: Place, how: Serving, count: int, ready: Callable[[Doors], None], tell: Tell) -> None:
+    """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the addresses once all of them serve. The first
+    shows its numbers at `how.metrics`, each further one a port higher.
 
-    Raises what opening the store raises, and MachineError if `listen` is taken or no replica starts.
+    Raises what opening the store raises, and MachineError if an address is taken or no replica starts.
     """
     asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
-    with closing(_reserved(listen)) as port:
-        address = f"{listen.rpartition(':')[0]}:{port.getsockname()[1]}"
-        Replicas(place, address, tell).run(count, ready)
+    with ExitStack() as ports:
+        doors = Doors(*[_kept(listen, ports) for listen in dataclasses.astuple(how.listen)])
+        Replicas(place, dataclasses.replace(how, listen=doors, shared=True), tell).run(count, ready)
+
+
+def _kept(listen: str, ports: ExitStack) -> str:
+    """The address with the port that is reserved while `ports` is open; none for none."""
+    if not listen:
+        return ""
+    port = ports.enter_context(closing(_reserved(listen))).getsockname()[1]
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _reserved(listen: str) -> socket.socket:
     """A socket that holds the port for replicas to share. It never listens, so no caller is ever given to it."""
     host, _, port = listen.rpartition(":")
-    if not port.isdigit() or not hasattr(socket, "SO_REUSEPORT"):
-        raise MachineError(f"--listen {listen}: expected HOST:PORT" if not port.isdigit() else "no shared ports here")
+    if not port.isdigit():
+        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise MachineError("--replicas: processes of this system cannot share a port; start them on ports of their own")
     try:
         family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as alone:  # fails if anybody is there, replicas of another coordinator included
@@ -77,13 +89,14 @@ class _Replica:
 class Replicas:
     """The parent's half: starts replicas, replaces those that die, stops them all."""
 
-    def __init__(self, place: Place, address: str, tell: Tell) -> None:
-        self._place, self._address, self._tell = place, address, tell
+    def __init__(self, place: Place, how: Serving, tell: Tell) -> None:
+        self._place, self._how, self._tell = place, how, tell
         self._running: dict[int, _Replica] = {}
         self._pauses: dict[int, float] = {}
+        self._due: dict[int, float] = {}
         self._stopping = False
 
-    def run(self, count: int, ready: Callable[[str], None]) -> None:
+    def run(self, count: int, ready: Callable[[Doors], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
@@ -91,7 +104,7 @@ class Replicas:
                 self._start(replica)
             self._await_all()
             if not self._stopping:
-                ready(self._address)
+                ready(self._how.listen)
             while not self._stopping:
                 self._replace_dead()
         finally:
@@ -103,12 +116,20 @@ class Replicas:
     def _start(self, replica: int) -> None:
         serving, told = _processes.Pipe(duplex=False)
         process = _processes.Process(
-            target=_serve_one, args=(self._place, self._address, told), name=f"replica-{replica}", daemon=True
+            target=_serve_one,
+            args=(self._place, self._own(replica), told),
+            name=f"replica-{replica}",
+            daemon=True,
         )
         process.start()
         told.close()
         self._running[replica] = _Replica(process, serving, time.monotonic())
         self._tell("replica_started", {"replica": replica, "pid": process.pid})
+
+    def _own(self, replica: int) -> Serving:
+        """How one of them serves: all alike, but each with its own numbers."""
+        shown = self._how.metrics and higher(self._how.metrics, replica - 1)
+        return dataclasses.replace(self._how, metrics=shown)
 
     def _await_all(self) -> None:
         for one in self._running.values():
@@ -122,20 +143,22 @@ class Replicas:
 
     def _replace_dead(self) -> None:
         wait([one.process.sentinel for one in self._running.values()], LOOK_S)
+        now = time.monotonic()
         for replica, one in list(self._running.items()):
             if one.process.exitcode is not None and not self._stopping:
                 self._tell("replica_ended", {"replica": replica, "pid": one.process.pid, "code": one.process.exitcode})
                 one.serving.close()
-                self._pause(replica, time.monotonic() - one.since)
-                self._start(replica)
+                del self._running[replica]
+                self._due[replica] = now + self._pause_s(replica, now - one.since)
+        for replica in [replica for replica, due in self._due.items() if due <= now and not self._stopping]:
+            del self._due[replica]
+            self._start(replica)
 
-    def _pause(self, replica: int, lived_s: float) -> None:
-        """No pause for one that had served for a while."""
-        before = self._pauses.get(replica, 0.0)
-        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * before, 0.5), LONGEST_PAUSE_S)
-        until = time.monotonic() + (before if lived_s <= SHORT_LIFE_S else 0.0)
-        while time.monotonic() < until and not self._stopping:
-            time.sleep(LOOK_S)
+    def _pause_s(self, replica: int, lived_s: float) -> float:
+        """None for one that had served for a while, nor after its first short life."""
+        pause_s = 0.0 if lived_s > SHORT_LIFE_S else self._pauses.get(replica, 0.0)
+        self._pauses[replica] = 0.0 if lived_s > SHORT_LIFE_S else min(max(2 * pause_s, 0.5), LONGEST_PAUSE_S)
+        return pause_s
 
     def _end_all(self) -> None:
         """SIGTERM drains them; what has not ended well after the drain's bound is killed."""
@@ -149,12 +172,22 @@ class Replicas:
             process.join()
 
 
-def _serve_one(place: Place, address: str, told: Connection) -> None:
+def higher(address: str, ports: int) -> str:
+    """The address that many ports higher; port 0, any that is free, stays so.
+
+    >>> higher("127.0.0.1:9464", 2), higher("[::1]:0", 1)
+    ('127.0.0.1:9466', '[::1]:0')
+    """
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + ports if port.isdigit() and int(port) else 0}"
+
+
+def _serve_one(place: Place, how: Serving, told: Connection) -> None:
     """One process: as `coordinator serve`, on a shared port, for as long as its parent lives."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        asyncio.run(serve(place.open(), address, lambda _: told.send_bytes(b"serving"), shared=True))
+        asyncio.run(serve(place.open(), how, lambda _: told.send_bytes(b"serving")))
     except EdgetuneError as error:
         print(f"edgetune: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

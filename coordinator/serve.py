@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator.authority import Authority
 from coordinator.bell import Bell
+from coordinator.calls import Counted
 from coordinator.closing import close_rounds, hear_others
-from coordinator.service import Administration, Core, Federation
+from coordinator.gate import Gate
+from coordinator.identities import Doors, Identities, Trust
+from coordinator.meter import Meter, timed
+from coordinator.service import Administration, Core, Enrolment, Federation
 from coordinator.stores import Store
+from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
 from wire.messages import MAX_MESSAGE_BYTES
@@ -32,29 +39,50 @@ OPTIONS = [
 ]
 
 
-async def serve(store: Store, listen: str, ready: Callable[[str], None], shared: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` gets the bound address. `shared`: other replicas listen there too.
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """How a process serves: where it listens, whom it trusts (None: there is one door, and it is open), where it shows its
+    own numbers (None: nowhere), and whether other replicas listen there too."""
 
-    Raises MachineError if `listen` is taken.
+    listen: Doors
+    trust: Trust | None = None
+    metrics: str | None = None
+    shared: bool = False
+
+
+async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` gets the bound addresses.
+
+    With identities every call needs a certificate, but for those of the enrolment door, where devices get theirs. Raises
+    MachineError if an address is taken, IdentityError for identities that cannot be read.
     """
     keep_freed_memory()
-    accepted, changed, work = Bell(), Bell(), Bell()
-    with ThreadPoolExecutor(1, "compute") as compute, ThreadPoolExecutor(4, "disk") as disk:
-        core = Core(store, compute, disk, accepted, changed, work)
+    meter, accepted, changed, work = Meter(), Bell(), Bell(), Bell()
+    store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
+    who = how.trust.over(store.ledger) if how.trust else None
+    with (
+        ThreadPoolExecutor(1, "compute") as compute,
+        ThreadPoolExecutor(4, "disk") as disk,
+        _shown(meter, store, how.metrics),
+    ):
+        core = Core(store, compute, disk, accepted, changed, work, meter, who)
         # a second coordinator on the same port must fail, not share it by accident
-        server = grpc.aio.server(options=[("grpc.so_reuseport", int(shared)), *OPTIONS])
+        options = [("grpc.so_reuseport", int(how.shared)), *OPTIONS]
+        server = grpc.aio.server(options=options, interceptors=[Counted(meter), *([Gate(who)] if who else [])])
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
+        pb_grpc.add_EnrolmentServicer_to_server(Enrolment(core), server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        address = _bind(server, listen)
+        doors = _open(server, how.listen, who)
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         tasks = [
-            asyncio.create_task(close_rounds(store, compute, accepted, changed, work)),
+            asyncio.create_task(close_rounds(store, compute, accepted, changed, work, meter.combining, who)),
             asyncio.create_task(hear_others(store, changed, work)),
+            asyncio.create_task(forget_expired_now_and_then(store)),
         ]
-        ready(address)
+        ready(doors)
         try:
             await _until_stopped(tasks)
         finally:
@@ -65,12 +93,49 @@ async def serve(store: Store, listen: str, ready: Callable[[str], None], shared:
             await store.ledger.close()
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _shown(meter: Meter, store: Store, address: str | None) -> contextlib.AbstractContextManager[None]:
+    if address is None:
+        return contextlib.nullcontext()
+    from coordinator import metrics
+
+    return metrics.shown(meter, store.ledger, address)
+
+
+def _open(server: grpc.aio.Server, listen: Doors, who: Identities | None) -> Doors:
+    if who is None:
+        return Doors(_bind(server, listen.devices, None))
+    devices = _bind(server, listen.devices, _credentials(who.authority, for_anyone=False))
+    who.doors = Doors(devices, _bind(server, listen.enrolment, _credentials(who.authority, for_anyone=True)))
+    return who.doors
+
+
+def _credentials(authority: Authority, for_anyone: bool) -> grpc.ServerCredentials:
+    """TLS with the server's certificate of the hour. grpcio either demands a client's certificate or cannot see one:
+    hence two ports."""
+    shown = authority.server()
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        key, certificate = (pem.encode() for pem in shown)
+        roots = None if for_anyone else authority.certificate.encode()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked at every handshake: None while nothing has changed."""
+        nonlocal shown
+        if authority.server() == shown:
+            return None
+        shown = authority.server()
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=not for_anyone)
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdigit():
-        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+        raise MachineError(f"{listen}: expected HOST:PORT")
     try:
-        bound = server.add_insecure_port(listen)
+        bound = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise MachineError(
             f"cannot listen on {listen}: the port is in use or the address is not this machine's"

@@ -1,4 +1,4 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. The only file here that imports grpc with serve.py.
+"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py, calls.py and gate.py, all that imports grpc.
 
 Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
 """
@@ -14,19 +14,28 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from coordinator import ingest, publish
 from coordinator.bell import Bell
+from coordinator.gate import presented_pem
+from coordinator.guards import DEFAULTS, Guards, Limits
+from coordinator.identities import Identities
+from coordinator.lobby import Lobby
+from coordinator.meter import Meter
+from coordinator.refusals import reason_of, status_of
 from coordinator.stores import Store
+from coordinator.stores.devices import Device
+from coordinator.threads import on
+from coordinator.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
+from wire.contract import CONTRACT, Action
 from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import GRPC_CODE, EdgetuneError, PayloadError, Reason, Refused, UserError
+from wire.errors import EdgetuneError, PayloadError, Reason, Refused
 from wire.messages import (
+    ACTIONS,
     CHUNK_BYTES,
     MAX_WAIT_S,
     PROTOCOL,
@@ -38,24 +47,9 @@ from wire.messages import (
 T = TypeVar("T")
 TRANSFERS = 8
 """Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
-CHUNK_TIMEOUT_S = 30.0
-"""A sender that is silent for longer loses its place."""
+NO_IDENTITIES = "this coordinator has no identities; `edgetune coordinator init` makes them"
 POLL_S = 10.0
 """How long a held call may overlook what another process did, should the ledger's word of it be lost."""
-
-
-def status_of(error: EdgetuneError) -> status_pb2.Status:
-    """The gRPC status of an error, with ErrorInfo{reason}."""
-    reason = _reason(error)
-    info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain="edgetune"))
-    return status_pb2.Status(code=code_pb2.Code.Value(GRPC_CODE[reason]), message=str(error), details=[info])
-
-
-def _reason(error: EdgetuneError) -> Reason:
-    if isinstance(error, Refused | PayloadError):
-        return error.reason
-    return Reason.BAD_REQUEST if isinstance(error, UserError) else Reason.CORRUPT_STORE
 
 
 def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
@@ -64,6 +58,7 @@ def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T
         try:
             return await handler(self, request, context)
         except EdgetuneError as error:
+            self._core.meter.refusals[reason_of(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
             raise  # unreachable: abort raises
 
@@ -77,6 +72,7 @@ def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIt
             async for answer in handler(self, request, context):
                 yield answer
         except EdgetuneError as error:
+            self._core.meter.refusals[reason_of(error)] += 1
             await context.abort_with_status(rpc_status.to_status(status_of(error)))
 
     return streamed
@@ -86,11 +82,22 @@ class Core:
     """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
 
     def __init__(
-        self, store: Store, compute: Executor, disk: Executor, accepted: Bell, changed: Bell, work: Bell
+        self,
+        store: Store,
+        compute: Executor,
+        disk: Executor,
+        accepted: Bell,
+        changed: Bell,
+        work: Bell,
+        meter: Meter,
+        who: Identities | None = None,
+        limits: Limits = DEFAULTS,
     ) -> None:
-        self.store, self.compute, self.disk = store, compute, disk
+        self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
         self.accepted, self.changed, self.work = accepted, changed, work
-        self.uploads, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
+        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
+        self.uploads = Uploads(store, self.guards, disk)
+        self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}
 
@@ -107,10 +114,7 @@ class Core:
         return self._rules[name]
 
     async def blob(self, digest: str) -> memoryview:
-        return await self.on(self.disk, self.store.blobs.get, digest)
-
-    async def on(self, executor: Executor, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
+        return await on(self.disk, self.store.blobs.get, digest)
 
 
 class Federation(pb_grpc.FederationServicer):
@@ -126,24 +130,28 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        until = time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await self._store.ledger.offer(request.device, tuple(request.runs))
+            offers = await lobby.ask(request.device, tuple(request.runs))
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining:
-                return pb.CheckInReply(wait=pb.Wait(retry_after_s=0.0, active_runs=offers.active))
-            await self._core.work.wait(ticket, min(left, POLL_S))
+            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+                pause_s = lobby.send_away(offers.work_in_s)
+                return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
+            with lobby.place():
+                await self._core.work.wait(ticket, min(left, POLL_S))
 
     @_answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
         run = await self._store.ledger.run(request.run)
         return pb.RunDescription(
-            spec_json=spec.canonical(run.spec).decode(), layout_json=spec.canonical(run.layout).decode()
+            spec_json=spec.canonical(run.spec).decode(),
+            layout_json=spec.canonical(run.layout).decode(),
+            release_key=self._core.who.authority.release_key if self._core.who else "",
         )
 
     @_streamed
@@ -154,7 +162,8 @@ class Federation(pb_grpc.FederationServicer):
         release = await self._store.ledger.release(request.run, version)
         async with self._core.downloads:
             data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
-            first = pb.Release(manifest_json=spec.canonical(release).decode())
+            signature = await self._core.who.signature(release.digest) if self._core.who else ""
+            first = pb.Release(manifest_json=spec.canonical(release).decode(), signature=signature)
             yield pb.ReleaseChunk(release=first, step_bytes=sizes, data=bytes(data[:CHUNK_BYTES]))
             for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
@@ -168,7 +177,7 @@ class Federation(pb_grpc.FederationServicer):
         snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
         if after is not None and after <= release.version and sum(map(len, steps)) <= snapshot_bytes:
             return memoryview(b"".join(steps)), [len(step) for step in steps]
-        return await self._core.on(
+        return await on(
             self._core.compute,
             self._snapshot,
             by,
@@ -196,22 +205,60 @@ class Federation(pb_grpc.FederationServicer):
 
     @_answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
-        return await self._take(request.contribution, request.payload)
+        with self._core.guards.in_flight(len(request.payload)):
+            return await self._take(request.contribution, request.payload)
 
     @_answered
     async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
         return await self._take(request, None)
 
     async def _take(self, message: pb.Contribution, payload: bytes | None) -> pb.Receipt:
+        receipt = await self._taken(message, lambda mine: self._receive(mine, payload))
+        self._core.accepted.ring()
+        if not message.digest:  # an evaluation: with the last one the run has ended, which held check-ins wait to hear
+            self._core.work.ring()
+        return receipt.to_proto()
+
+    @_answered
+    async def CreateUpload(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.UploadState:
+        return await self._taken(request, self._create_upload)
+
+    async def _create_upload(self, mine: Contribution) -> pb.UploadState:
+        if receipt := await self._store.ledger.check(mine):
+            return pb.UploadState(offset=mine.size, receipt=receipt.to_proto())
+        if not mine.digest:
+            raise PayloadError(Reason.BAD_REQUEST, "an evaluation has nothing to upload")
+        ingest.declared(mine, await self._core.rules(mine.run))
+        upload = await self._core.uploads.create(mine)
+        return pb.UploadState(upload=upload.id, offset=upload.received)
+
+    @_answered
+    async def AppendUpload(
+        self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
+    ) -> pb.UploadState:
+        state = None
+        with self._core.guards.stream():
+            async for part in self._core.guards.paced(parts):
+                state = pb.UploadState(upload=part.upload, offset=await self._core.uploads.append(part))
+        if state is None:
+            raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
+        return state
+
+    async def _taken(self, message: pb.Contribution, work: Callable[[Contribution], Awaitable[T]]) -> T:
+        """Do what is asked with a contribution. A refusal is counted; what can never be counted leaves nothing behind."""
         try:
-            receipt = await self._receive(Contribution.from_proto(message), payload)
+            mine = Contribution.from_proto(message)
+            try:
+                return await work(mine)
+            except (PayloadError, Refused) as error:
+                if mine.digest and CONTRACT[error.reason].action in (Action.NEXT, Action.DROP):
+                    await self._core.uploads.forget(mine)
+                raise
         except (PayloadError, Refused) as error:
             await self._store.ledger.refuse(message.run, error.reason)
-            self._core.changed.ring()
             raise
-        self._core.accepted.ring()
-        self._core.changed.ring()
-        return receipt.to_proto()
+        finally:
+            self._core.changed.ring()
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
         """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
@@ -220,32 +267,43 @@ class Federation(pb_grpc.FederationServicer):
         if contribution.digest:
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
-            await self._core.on(self._core.compute, self._examine, contribution, payload, by)
+            if payload is None:
+                await self._core.uploads.join(contribution)
+            await on(self._core.compute, self._examine, contribution, payload, by)
             if payload is not None:
-                await self._core.on(self._core.disk, self._store.blobs.put, payload)
-        return await self._store.ledger.accept(contribution)
+                await on(self._core.disk, self._put, payload)
+        receipt = await self._store.ledger.accept(contribution)
+        self._core.meter.accepts += 1
+        if contribution.digest and payload is None:
+            await self._core.uploads.forget(contribution)
+        return receipt
 
     def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
         """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
         ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
+    def _put(self, payload: bytes) -> None:
+        self._core.guards.room(len(payload))
+        self._store.blobs.put(payload)
+
     @_answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
-        async with self._core.uploads:
-            first = await _next_chunk(chunks)
+        async with self._core.streams:
+            arriving = self._core.guards.paced(chunks)
+            first = await anext(arriving, None)
             if first is None or not run_spec.DIGEST.fullmatch(first.digest):
                 raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
             if not 0 < first.size <= 4 * MAX_PARAMETERS:
                 raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
-            return pb.UploadReply(digest=await self._store_chunks(first, chunks))
+            await on(self._core.disk, self._core.guards.room, first.size)
+            return pb.UploadReply(digest=await self._store_chunks(first, arriving))
 
     async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
         with self._store.blobs.writer(first.digest, first.size) as writer:
-            chunk: pb.UploadChunk | None = first
-            while chunk is not None:
-                await self._core.on(self._core.disk, writer.write, chunk.data)
-                chunk = await _next_chunk(chunks)
-            return await self._core.on(self._core.disk, writer.commit)
+            await on(self._core.disk, writer.write, first.data)
+            async for chunk in chunks:
+                await on(self._core.disk, writer.write, chunk.data)
+            return await on(self._core.disk, writer.commit)
 
     @_answered
     async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.LeaveReply:
@@ -270,9 +328,22 @@ class Administration(pb_grpc.AdministrationServicer):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
         ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)
+        if self._core.who is not None:
+            await self._core.who.sign(release.digest)
+        elif created.cohort.owner_share is not None:
+            raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
         await self._store.ledger.create_run(created, layout, release)
         self._core.work.ring()
         return (await self._store.ledger.status(created.name)).to_proto()
+
+    @_answered
+    async def ControlRun(self, request: pb.ControlRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
+        if request.action not in ACTIONS:
+            raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
+        await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return (await self._store.ledger.status(request.run)).to_proto()
 
     @_answered
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
@@ -294,16 +365,67 @@ class Administration(pb_grpc.AdministrationServicer):
             if status != shown:
                 yield status.to_proto()
                 shown = status
-            if status.state != "running" or self._core.draining:
+            if status.ended or self._core.draining:
                 return
             await self._core.changed.wait(ticket, POLL_S)
 
+    @_answered
+    async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext) -> pb.InviteReply:
+        quota = request.quota if request.HasField("quota") else None
+        invitation, expires_at = await _identities(self._core).invite(request.owner, quota, request.lifetime_s)
+        return pb.InviteReply(invitation=invitation.text(), expires_at=expires_at)
 
-async def _next_chunk(chunks: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk | None:
-    try:
-        return await asyncio.wait_for(anext(chunks, None), CHUNK_TIMEOUT_S)
-    except TimeoutError as error:
-        raise Refused(Reason.BUSY, f"no chunk arrived for {CHUNK_TIMEOUT_S:.0f} s; send again") from error
+    @_answered
+    async def ListDevices(
+        self, request: pb.ListDevicesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListDevicesReply:
+        return pb.ListDevicesReply(devices=[_device(one) for one in await _identities(self._core).devices()])
+
+    @_answered
+    async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.Device:
+        revoked = await _identities(self._core).revoke(request.device)
+        self._core.work.ring()
+        self._core.changed.ring()
+        return _device(revoked)
+
+
+class Enrolment(pb_grpc.EnrolmentServicer):
+    """How devices get their certificates."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @_answered
+    async def Authority(self, request: pb.AuthorityRequest, context: grpc.aio.ServicerContext) -> pb.AuthorityReply:
+        return pb.AuthorityReply(certificate_pem=_identities(self._core).authority.certificate)
+
+    @_answered
+    async def Enroll(self, request: pb.EnrollRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who = _identities(self._core)
+        return _enrolled(who, await who.enroll(request.token, request.device, request.request_pem))
+
+    @_answered
+    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who, pem = _identities(self._core), presented_pem(context)
+        if pem is None:
+            raise Refused(Reason.NOT_ENROLLED, "a certificate is renewed by the one that it follows")
+        return _enrolled(who, await who.renew(pem))
+
+
+def _identities(core: Core) -> Identities:
+    if core.who is None:
+        raise Refused(Reason.NO_IDENTITIES, NO_IDENTITIES)
+    return core.who
+
+
+def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
+    port = int(who.doors.devices.rpartition(":")[2])
+    return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)
+
+
+def _device(device: Device) -> pb.Device:
+    times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
+    return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
 
 
 def _check_device(device: str) -> None:

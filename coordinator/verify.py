@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 from coordinator import publish
-from coordinator.stores import Store
-from wire import spec
+from coordinator.stores import Store, devices
+from coordinator.stores.connection import Connection
+from wire import certificates, spec
 from wire.errors import EdgetuneError, Reason, Refused, StoreError
 from wire.messages import Contribution, ReleaseManifest
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """The verdict on one release; `fault` is None if it is what its contributions make."""
+    """The verdict on one release; `fault` is None if it is what its contributions make, and signed if it should be."""
 
     version: int
     digest: str
     contributions: int
     fault: str | None
+    signed: bool = False
 
 
-async def verify(store: Store, name: str) -> list[Checked]:
-    """One verdict a release, oldest first. Raises Refused(UNKNOWN_RUN)."""
+async def verify(store: Store, name: str, release_key: str | None = None) -> list[Checked]:
+    """One verdict a release, oldest first. With a release key, every release of a run that has any signature must have that
+    key's; without one, signatures are not looked at. Raises Refused(UNKNOWN_RUN)."""
     run = await store.ledger.run(name)
     by = publish.rules(run.spec, run.layout)
     newest = (await store.ledger.release(name, None)).version
@@ -32,7 +36,25 @@ async def verify(store: Store, name: str) -> list[Checked]:
     for parent, release in itertools.pairwise(releases):
         accepted = await _accepted(store, name, release)
         verdicts.append(_check(by, parent, release, accepted, store))
-    return verdicts
+    return verdicts if release_key is None else await _with_signatures(store, verdicts, release_key)
+
+
+async def _with_signatures(store: Store, verdicts: list[Checked], release_key: str) -> list[Checked]:
+    found = [await store.ledger.look(_signature(verdict.digest)) for verdict in verdicts]
+    if not any(found):
+        return verdicts
+    return [_signed(verdict, signature, release_key) for verdict, signature in zip(verdicts, found, strict=True)]
+
+
+def _signature(digest: str) -> Callable[[Connection, int], str | None]:
+    return lambda db, _: devices.signature(db, digest)
+
+
+def _signed(verdict: Checked, signature: str | None, release_key: str) -> Checked:
+    if signature is not None and certificates.is_signed(verdict.digest, signature, release_key):
+        return dataclasses.replace(verdict, signed=True)
+    fault = "it is not signed" if signature is None else "its signature is not the coordinator's"
+    return dataclasses.replace(verdict, fault=verdict.fault or fault)
 
 
 async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[Contribution]:

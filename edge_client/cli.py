@@ -9,16 +9,22 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wire.errors import UserError
 from wire.run_spec import NAME
 
+if TYPE_CHECKING:
+    from edge_client.transport import Connection
+
+IDENTITY = "identity"
+"""Within a device's state."""
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
 EXAMPLES = """\
 examples:
   edgetune client doctor
   edgetune client join --coordinator 192.0.2.7:7443 --data notes.jsonl
+  edgetune client enroll edgetune://fl.example.org:7444/…
   edgetune client join --data chat.jsonl --run speeches --name laptop --max-memory 2G
   edgetune client generate --run speeches "What news?"
   edgetune client status
@@ -31,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _join_arguments(_action(commands, "join", "take part in runs until they have ended"))
+    enroll = _action(commands, "enroll", "get an identity from a coordinator that invited this device")
+    enroll.add_argument("invitation", metavar="INVITATION", help="what `edgetune coordinator invite` printed")
+    _state_arguments(enroll)
     _state_arguments(_action(commands, "status", "what this device did so far"))
     leave = _action(commands, "leave", "give back an unfinished task and forget runs")
     _state_arguments(leave)
@@ -49,7 +58,12 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def _coordinator_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help=f"default: the one enrolled with, else {DEFAULT_COORDINATOR}"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="call without TLS and identity, even beyond this machine"
+    )
 
 
 def _state_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +95,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to answer; - reads standard input")
     _coordinator_argument(parser)
     parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter answers")
+    _state_arguments(parser)
     parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
@@ -96,6 +111,8 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
         "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="measure the way to it, too")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="whose identity to call it with")
+    parser.add_argument("--insecure", action="store_true", help="call it without TLS and identity")
     parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")
     _compute_arguments(parser)
 
@@ -113,9 +130,15 @@ def memory(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"join": _join, "status": _status, "leave": _leave, "generate": _generate, "doctor": _doctor}[args.action](
-        args
-    )
+    actions = {
+        "join": _join,
+        "enroll": _enroll,
+        "status": _status,
+        "leave": _leave,
+        "generate": _generate,
+        "doctor": _doctor,
+    }
+    return actions[args.action](args)
 
 
 def state_folder(name: str | None) -> Path:
@@ -127,19 +150,51 @@ def state_folder(name: str | None) -> Path:
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 
+def _connection(args: argparse.Namespace, folder: Path) -> Connection:
+    """The way to the coordinator that was named, or enrolled with. Raises IdentityError."""
+    from edge_client import credentials
+    from edge_client.transport import Connection
+    from wire.identity import read_card
+
+    card = read_card(folder / IDENTITY)
+    address = args.coordinator or (card.coordinator if card else DEFAULT_COORDINATOR)
+    identity = credentials.for_call(folder / IDENTITY, address, args.insecure, "device")
+    return Connection(address, identity=identity)
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from edge_client.identity import enroll
+    from edge_client.state import DeviceState
+    from wire.identity import Invitation
+
+    invitation = Invitation.parse(args.invitation)
+    state = DeviceState(args.state or state_folder(args.name), args.name)
+    try:
+        identity = enroll(invitation, state.folder / IDENTITY, state.device)
+    finally:
+        state.close()
+    ends_at = identity.certificate.not_after
+    if args.json:
+        shown = {"device": state.device, "coordinator": identity.coordinator, "certificate_ends_at": ends_at}
+        print(json.dumps(shown))
+        return 0
+    print(f"device {state.device} is enrolled with {identity.coordinator}; its key stays in {state.folder / IDENTITY}")
+    print("`edgetune client join --data FILE` takes part; the certificate is renewed by itself")
+    return 0
+
+
 def _join(args: argparse.Namespace) -> int:
     from edge_client import data
     from edge_client.participate import participate
     from edge_client.session import Device, Session
     from edge_client.state import DeviceState
-    from edge_client.transport import Connection
 
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
     device = Device(args.data, args.engine, args.base, args.max_memory, args.threads)
     try:
-        with Connection(args.coordinator) as connection, _progress(args.json) as tell:
+        with _connection(args, state.folder) as connection, _progress(args.json) as tell:
             participate(connection, Session(device, examples), state, tuple(args.run), args.stay, tell)
     finally:
         state.close()
@@ -159,14 +214,19 @@ def _progress(as_json: bool) -> Any:
 def _status(args: argparse.Namespace) -> int:
     from edge_client.state import DeviceState
     from wire import spec
+    from wire.identity import read_card
 
     state = DeviceState(args.state or state_folder(args.name), args.name)
     records = {run: spec.plain(state.record(run)) for run in state.runs()}
+    card = read_card(state.folder / IDENTITY)
     state.close()
     if args.json:
-        print(json.dumps({"device": state.device, "state": str(state.folder), "runs": records}))
+        enrolled = card.coordinator if card else None
+        shown = {"device": state.device, "state": str(state.folder), "coordinator": enrolled, "runs": records}
+        print(json.dumps(shown))
         return 0
-    print(f"device {state.device}, state in {state.folder}")
+    where = f"enrolled with {card.coordinator}" if card else "not enrolled"
+    print(f"device {state.device}, {where}, state in {state.folder}")
     for name, record in records.items():
         print(
             f"  {name}: {record['rounds']} rounds, {record['bytes_up']:,} bytes up, {record['bytes_down']:,} down,"
@@ -183,12 +243,11 @@ def _loss(value: float | None) -> str:
 
 def _leave(args: argparse.Namespace) -> int:
     from edge_client.state import DeviceState
-    from edge_client.transport import Connection
 
     state = DeviceState(args.state or state_folder(args.name), args.name)
     task = state.task()
     if task is not None:
-        with Connection(args.coordinator) as connection:
+        with _connection(args, state.folder) as connection:
             connection.leave(state.device, task)
         state.end()
     if args.run:
@@ -204,10 +263,9 @@ def _generate(args: argparse.Namespace) -> int:
     from edge_client import bases
     from edge_client.releases import Releases
     from edge_client.session import engine_class, methods
-    from edge_client.transport import Connection
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with Connection(args.coordinator) as connection:
+    with _connection(args, args.state or state_folder(args.name)) as connection:
         run, layout = connection.describe(args.run)
         row = methods(run)[0].tunes()
         held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed), args.release)
@@ -231,6 +289,7 @@ def _doctor(args: argparse.Namespace) -> int:
     described, why = found or (run_spec.read_toml(args.spec), "")
     report = doctor.examine(described, args.engine, args.base, args.max_memory, args.threads, not args.quick, why)
     if args.coordinator is not None:
-        report = dataclasses.replace(report, link=doctor.link(args.coordinator))
+        with _connection(args, args.state or state_folder(None)) as connection:
+            report = dataclasses.replace(report, link=doctor.link(connection))
     print(json.dumps(spec.plain(report)) if args.json else doctor.text(report))
     return 0 if report.problem is None else MachineError.exit_code

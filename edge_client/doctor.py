@@ -206,16 +206,15 @@ def _accelerator() -> str | None:
     return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
 
 
-def link(address: str) -> Link:
-    """Ask a coordinator for its runs a few times. Raises Unreachable."""
-    with Connection(address) as connection:
-        connection.runs()  # the first call also connects
-        took = []
-        for _ in range(MEASURED_CALLS):
-            began = time.perf_counter()
-            connection.runs()
-            took.append(time.perf_counter() - began)
-    return Link(address, statistics.median(took))
+def link(connection: Connection) -> Link:
+    """Ask a coordinator for its health a few times. Raises Unreachable."""
+    connection.greet()  # the first call also connects
+    took = []
+    for _ in range(MEASURED_CALLS):
+        began = time.perf_counter()
+        connection.greet()
+        took.append(time.perf_counter() - began)
+    return Link(connection.address, statistics.median(took))
 
 
 def _state(name: str) -> str:

@@ -16,6 +16,7 @@ from edge_client.transport import Connection
 from wire import spec
 from wire.codecs import State
 from wire.codecs.chain import Chain
+from wire.contract import Action, after
 from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
@@ -27,8 +28,8 @@ Event = Callable[[str, dict[str, Any]], None]
 """Told what happens, by name, with plain values: what progress bars and `--json` show."""
 HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
-_TOO_LATE = {Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED, Reason.CONFLICTING_UPDATE}
-"""Refusals after which the round is over for this device, and the next one is as good as new."""
+LONGEST_PAUSE_S = 900.0
+"""A device asks again by then, whatever it was told."""
 
 
 def participate(
@@ -45,7 +46,8 @@ def participate(
             case Wait():
                 seen_active = seen_active or answer.active_runs > 0
                 tell("waiting", {"active_runs": answer.active_runs})
-                time.sleep(answer.retry_after_s)
+                told = answer.retry_after_s
+                time.sleep(told if 0 <= told <= LONGEST_PAUSE_S else LONGEST_PAUSE_S)
             case Finished() if stay or not seen_active:
                 tell("waiting", {"active_runs": 0})
                 time.sleep(5.0)  # every run has ended and none is announced: look again now and then
@@ -67,7 +69,8 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
             state.prepare(pending, run)
             _send(connection, state, run, layout, pending, tell)
     except BaseException:
-        connection.leave(state.device, task)
+        if not state.holds(task):  # else its place is kept, for the client that starts next to send it
+            connection.leave(state.device, task)
         raise
     finally:
         state.end()
@@ -93,10 +96,11 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     held = work.releases.fetch(connection, work.run, work.layout, work.initial, task.release_version)
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
+    state.saw(held.release)
     before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
-    trained = _train(state, work, task, held.trajectory, tell)
+    trained = _train(connection, state, work, task, held.trajectory, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
     payload, codec_state = _encode(state, work, trained.update)
     return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
@@ -109,8 +113,11 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
     return total / max(1, tokens), tokens
 
 
-def _train(state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event) -> Trained:
+def _train(
+    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event
+) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
+        connection.keep_current()
         tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
 
     key = start.directions.key(work.run.seed, task.round, state.device)
@@ -176,13 +183,19 @@ def _contribution(
 def _send(
     connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Event
 ) -> None:
-    """Send, and keep or drop what was written down by what the coordinator says."""
+    """Send, and keep or drop what was written down by what the coordinator says: docs/errors.md."""
     mine = pending.contribution
+
+    def progress(sent: int, size: int) -> None:
+        tell("uploading", {"run": run.name, "round": mine.round, "sent": sent, "size": size})
+
     try:
-        connection.send(mine, pending.payload)
+        connection.send(mine, pending.payload, progress)
     except Refused as error:
-        state.discard(run.name)
-        if error.reason not in _TOO_LATE:
+        action = after(error)
+        if action in (Action.NEXT, Action.DROP):
+            state.discard(run.name)
+        if action is not Action.NEXT:
             raise
         tell("too_late", {"run": run.name, "round": mine.round, "reason": error.reason.value, "detail": str(error)})
         return

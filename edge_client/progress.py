@@ -60,6 +60,11 @@ class Screen:
             self._bar.total = values["steps"]
             self._bar.update(values["step"] - self._bar.n)
 
+    def _on_uploading(self, values: dict[str, Any]) -> None:
+        if self._bar is not None:
+            done = 100 * values["sent"] // values["size"]
+            self._bar.set_description(f"{values['run']} round {values['round']} sending {done} %")
+
     def _on_submitted(self, values: dict[str, Any]) -> None:
         self._clear()
         after = "" if values["loss_after"] is None else f", {values['loss_after']:.4f} after local training"

@@ -41,17 +41,24 @@ class Releases:
         Raises PayloadError for bytes that are not what the release's manifest names.
         """
         if run.codec is not None or run.directions is None:
-            return _whole(connection.release(run.name, 4 * layout.size, version), run, layout)
+            return _whole(_of(run, connection.release(run.name, 4 * layout.size, version)), run, layout)
         held = self._held.get(run.digest)
         if held is None or (version is not None and held.release.version > version):
             held = _first(run, layout, initial)
         limit = max(8 * layout.size, 1 << 20)
-        fetched = connection.release(run.name, limit, version, held.release.version)
+        fetched = _of(run, connection.release(run.name, limit, version, held.release.version))
         if fetched.release.version == 0:
             _same(fetched.release.digest, held.release.digest, "release 0 is not the one this run's rules give")
             return held
         self._held[run.digest] = _advanced(held, fetched, run.directions, layout, self._combine)
         return self._held[run.digest]
+
+
+def _of(run: RunSpec, fetched: Fetched) -> Fetched:
+    """A release of this very run: a signed one of another run is not."""
+    named = (fetched.release.run, fetched.release.spec)
+    _same(repr(named), repr((run.name, run.digest)), "the coordinator answers with a release of another run")
+    return fetched
 
 
 def _whole(fetched: Fetched, run: RunSpec, layout: Layout) -> Held:

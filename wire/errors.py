@@ -5,6 +5,7 @@ EdgetuneError
 │   ├── DataError         a data file; names the file and the line
 │   ├── SpecError         a run, codec or method spec; names the key
 │   ├── BaseModelError    no such base model, or one of another digest
+│   ├── IdentityError     who this caller is: not enrolled, or its certificate is out of its time
 │   └── MissingExtra      a package is absent; carries the install line
 ├── MachineError          this machine: disk full, port in use, out of memory       exit 1
 ├── RemoteError           the other end, or the way there                           exit 1
@@ -41,6 +42,10 @@ class BaseModelError(UserError):
     pass
 
 
+class IdentityError(UserError):
+    pass
+
+
 class MissingExtra(UserError):
     """A package that an extra brings is not installed."""
 
@@ -53,7 +58,11 @@ class MachineError(EdgetuneError):
 
 
 class RemoteError(EdgetuneError):
-    pass
+    """`status` names the gRPC status that came without a reason; empty where there was none."""
+
+    def __init__(self, detail: str, status: str = "") -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class Unreachable(RemoteError):
@@ -73,7 +82,7 @@ class StoreError(EdgetuneError):
 
 
 class Reason(enum.StrEnum):
-    """Why a coordinator says no. The value travels in `ErrorInfo.reason`; `GRPC_CODE` gives its status."""
+    """Why a coordinator says no. The value travels in `ErrorInfo.reason`; `wire/contract.py` says what follows."""
 
     BAD_REQUEST = "BAD_REQUEST"
     BAD_SIZE = "BAD_SIZE"
@@ -88,43 +97,42 @@ class Reason(enum.StrEnum):
     UNKNOWN_RUN = "UNKNOWN_RUN"
     UNKNOWN_RELEASE = "UNKNOWN_RELEASE"
     UNKNOWN_BLOB = "UNKNOWN_BLOB"
+    UNKNOWN_UPLOAD = "UNKNOWN_UPLOAD"
     NOT_ASSIGNED = "NOT_ASSIGNED"
     ROUND_CLOSED = "ROUND_CLOSED"
+    STALE_RELEASE = "STALE_RELEASE"
+    RUN_ENDED = "RUN_ENDED"
     RUN_EXISTS = "RUN_EXISTS"
     CONFLICTING_UPDATE = "CONFLICTING_UPDATE"
+    WRONG_OFFSET = "WRONG_OFFSET"
+    BAD_CHUNK = "BAD_CHUNK"
+    STALLED = "STALLED"
+    TOO_MANY_UPLOADS = "TOO_MANY_UPLOADS"
     DISK_FULL = "DISK_FULL"
     BUSY = "BUSY"
     CORRUPT_STORE = "CORRUPT_STORE"
+    NO_IDENTITIES = "NO_IDENTITIES"
+    NOT_ENROLLED = "NOT_ENROLLED"
+    CERTIFICATE_EXPIRED = "CERTIFICATE_EXPIRED"
+    REVOKED = "REVOKED"
+    NOT_ALLOWED = "NOT_ALLOWED"
+    FOREIGN_DEVICE = "FOREIGN_DEVICE"
+    BAD_TOKEN = "BAD_TOKEN"
+    NAME_TAKEN = "NAME_TAKEN"
+    QUOTA = "QUOTA"
+    UNKNOWN_DEVICE = "UNKNOWN_DEVICE"
+    BAD_SIGNATURE = "BAD_SIGNATURE"
+    ROLLED_BACK = "ROLLED_BACK"
 
 
 class Refused(RemoteError):
-    """The coordinator's no. Raised inside the coordinator, carried by gRPC, raised again on the client."""
+    """The coordinator's no. Raised inside the coordinator, carried by gRPC, raised again on the client.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    `retry_after_s` says when asking again may help, `offset` where an upload ends; None where neither is known.
+    """
+
+    def __init__(
+        self, reason: Reason, detail: str, retry_after_s: float | None = None, offset: int | None = None
+    ) -> None:
         super().__init__(detail)
-        self.reason = reason
-
-
-GRPC_CODE: dict[Reason, str] = {
-    Reason.BAD_REQUEST: "INVALID_ARGUMENT",
-    Reason.BAD_SIZE: "INVALID_ARGUMENT",
-    Reason.BAD_DIGEST: "INVALID_ARGUMENT",
-    Reason.BAD_PAYLOAD: "INVALID_ARGUMENT",
-    Reason.NOT_FINITE: "INVALID_ARGUMENT",
-    Reason.TOO_LARGE: "INVALID_ARGUMENT",
-    Reason.OUT_OF_RANGE: "INVALID_ARGUMENT",
-    Reason.WRONG_BASE: "FAILED_PRECONDITION",
-    Reason.WRONG_LAYOUT: "FAILED_PRECONDITION",
-    Reason.WRONG_CODEC: "FAILED_PRECONDITION",
-    Reason.UNKNOWN_RUN: "NOT_FOUND",
-    Reason.UNKNOWN_RELEASE: "NOT_FOUND",
-    Reason.UNKNOWN_BLOB: "NOT_FOUND",
-    Reason.NOT_ASSIGNED: "PERMISSION_DENIED",
-    Reason.ROUND_CLOSED: "FAILED_PRECONDITION",
-    Reason.RUN_EXISTS: "ALREADY_EXISTS",
-    Reason.CONFLICTING_UPDATE: "ALREADY_EXISTS",
-    Reason.DISK_FULL: "RESOURCE_EXHAUSTED",
-    Reason.BUSY: "RESOURCE_EXHAUSTED",
-    Reason.CORRUPT_STORE: "DATA_LOSS",
-}
-"""The gRPC status of each reason. Every reason has one; a test walks the enum."""
+        self.reason, self.retry_after_s, self.offset = reason, retry_after_s, offset

@@ -17,13 +17,26 @@ from wire.spec import LATER
 PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
 """Bytes of data in one chunk of a stream; also the largest payload that travels in one unary call."""
+PART_BYTES = 256 << 10
+"""Bytes of an upload that a client sends at a time, twice as many over a quick link: the most that are ever sent twice."""
 MAX_MESSAGE_BYTES = 4 << 20
 """The largest gRPC message either end takes; everything bigger is cut in chunks."""
 MAX_WEIGHT = 65_535
 MAX_WAIT_S = 60.0
 
 Kind = Literal["train", "evaluate"]
+RunState = Literal["running", "paused", "done", "failed", "stopped"]
+ENDED = ("done", "failed", "stopped")
 _KINDS: dict[int, Kind] = {pb.TASK_KIND_TRAIN: "train", pb.TASK_KIND_EVALUATE: "evaluate"}
+Control = Literal["pause", "resume", "stop"]
+ACTIONS: dict[int, Control] = {
+    pb.RUN_ACTION_PAUSE: "pause",
+    pb.RUN_ACTION_RESUME: "resume",
+    pb.RUN_ACTION_STOP: "stop",
+}
+"""What a person can do with a run that is going."""
+MAX_REASON = 200
+"""Characters of the reason that is kept with it."""
 _KIND_NUMBERS = {name: number for number, name in _KINDS.items()}
 
 
@@ -102,7 +115,10 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True)
 class Contribution:
-    """One device's part in a round. For an evaluation `digest` is empty and `size` 0."""
+    """One device's part in a round. For an evaluation `digest` is empty and `size` 0.
+
+    `staleness` never travels: the ledger says it of an update that it took into a buffer.
+    """
 
     device: str
     run: str
@@ -114,6 +130,7 @@ class Contribution:
     base_digest: str
     release_digest: str
     metrics: Metrics
+    staleness: int | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.device) or not NAME.fullmatch(self.run):
@@ -126,13 +143,14 @@ class Contribution:
             raise ValueError("a payload has both a size and a digest, an evaluation neither")
 
     def to_proto(self) -> pb.Contribution:
-        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "staleness"}
         return pb.Contribution(**table | {"metrics": self.metrics.to_proto()})
 
     @classmethod
     def from_proto(cls, message: pb.Contribution) -> Contribution:
         """Raises PayloadError (BAD_REQUEST) for anything a well-behaved device would not send."""
-        table: dict[str, Any] = {f.name: getattr(message, f.name) for f in dataclasses.fields(cls)}
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "staleness"]
+        table: dict[str, Any] = {name: getattr(message, name) for name in names}
         table["weight"] = min(table["weight"], MAX_WEIGHT)
         try:
             return cls(**table | {"metrics": Metrics.from_proto(message.metrics)})
@@ -160,11 +178,14 @@ class Receipt:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One contribution as a release names it."""
+    """One contribution as a release names it. In a buffer: with the round of its task, which its directions follow from,
+    and how many releases old its start was, which its weight follows from."""
 
     device: str
     digest: str
     weight: int
+    round: int | None = dataclasses.field(default=None, metadata=LATER)
+    staleness: int | None = dataclasses.field(default=None, metadata=LATER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +227,21 @@ class ReleaseManifest:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeviceStanding:
+    """An enrolled device as administrators see it. Times in Unix seconds."""
+
+    name: str
+    owner: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Device) -> DeviceStanding:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
 class ReleaseStatus:
     """A release as people see it. Held-out loss: of this release, over the devices that measured it, by tokens."""
 
@@ -226,7 +262,7 @@ class RunStatus:
     """Where a run stands. `refused` counts refusals by reason over the whole run; times in Unix seconds."""
 
     name: str
-    state: Literal["running", "done", "failed"]
+    state: RunState
     round: int
     rounds: int
     attempt: int
@@ -242,6 +278,10 @@ class RunStatus:
     refused: dict[str, int]
     releases: tuple[ReleaseStatus, ...]
     detail: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
 
     def to_proto(self) -> pb.RunStatus:
         return pb.RunStatus(status_json=spec.canonical(self).decode())

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wire import spec
 from wire.codecs import chain
@@ -34,23 +34,58 @@ class BaseRef:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """How many devices a round asks, wants and needs, and how long it waits. Times in seconds of the store's clock."""
+    """How many devices a round asks, wants and needs, and how long it waits. Times in seconds of the store's clock.
 
-    goal: int
+    `owner_share` is the part of what makes a release that the devices of one owner may fill together (at least one device);
+    None sets no bound, and is all that a coordinator without identities can do.
+
+    `mode` "async": a release is made of the next `buffer` updates, whichever devices they come from, if none starts from
+    a release more than `max_staleness` older than the one they are applied to. Without a mode a run goes in rounds.
+    """
+
+    goal: int = 0
     minimum: int = 1
     over_selection: float = 1.0
     deadline_s: float = 3600.0
     max_attempts: int = 20
+    owner_share: float | None = dataclasses.field(default=None, metadata=spec.LATER)
+    mode: Literal["sync", "async"] | None = dataclasses.field(default=None, metadata=spec.LATER)
+    buffer: int | None = dataclasses.field(default=None, metadata=spec.LATER)
+    max_staleness: int | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.goal <= 1 << 15:
-            raise ValueError("expected 1 <= minimum <= goal <= 32768")
+        self._check_mode()
+        if not 1 <= self.minimum <= self.size <= 1 << 15:
+            raise ValueError(f"expected 1 <= minimum <= {'buffer' if self.goal == 0 else 'goal'} <= 32768")
         if not 1.0 <= self.over_selection <= 10.0:
             raise ValueError("over_selection must lie between 1 and 10")
         if not 0 < self.deadline_s <= 30 * 86400:
             raise ValueError("deadline_s must be positive and at most 30 days")
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
+        if self.owner_share is not None and not 0.0 < self.owner_share <= 1.0:
+            raise ValueError("owner_share must lie above 0 and not above 1")
+
+    @property
+    def owner_seats(self) -> int | None:
+        """The most devices of one owner in a round."""
+        return None if self.owner_share is None else max(1, int(self.owner_share * self.size))
+
+    @property
+    def size(self) -> int:
+        """How many updates make a release."""
+        return self.goal if self.buffer is None else self.buffer
+
+    def _check_mode(self) -> None:
+        given = (self.buffer is not None, self.max_staleness is not None)
+        if self.mode != "async" and any(given):
+            raise ValueError('buffer and max_staleness need mode = "async"')
+        if self.mode != "async" and self.goal == 0:
+            raise ValueError("missing key 'goal'")
+        if self.mode == "async" and (not all(given) or self.goal):
+            raise ValueError('mode = "async" needs buffer and max_staleness, and has no goal')
+        if not 0 <= (self.max_staleness or 0) <= 1000:
+            raise ValueError("max_staleness must lie between 0 and 1000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +145,19 @@ def parse(table: Any, where: str = "run spec") -> RunSpec:
     """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
     run = spec.parse(RunSpec, table, where)
     return run if run.codec is None else dataclasses.replace(run, codec=parse_codec(run.codec))
+
+
+def check_mode(run: RunSpec) -> None:
+    """Raises SpecError for a run that cannot be asynchronous and says it is. Scalars along directions of the round, of a
+    pool or with a curvature mean something beside the others of their release alone; deltas, and scalars along a device's
+    own directions, can be added to a later one; but not along a subspace that changes between releases."""
+    found = run.directions
+    if run.cohort.mode == "async" and run.codec is None and found is not None and found.drawn != "device":
+        raise SpecError(
+            f'cohort: mode = "async" takes deltas, or directions of each device (method mezo), not of a {found.drawn}'
+        )
+    if run.cohort.mode == "async" and found is not None and found.subspace is not None and found.subspace.refresh:
+        raise SpecError('cohort: mode = "async" takes scalars along a subspace that stays: refresh = 0')
 
 
 def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:

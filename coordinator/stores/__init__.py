@@ -8,17 +8,20 @@ Any number of processes may use one store at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from coordinator.rounds import Round
+from coordinator.stores.connection import Connection
 from wire import spec
 from wire.delta import Layout
-from wire.errors import Reason, UserError
-from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus, Task
+from wire.errors import EdgetuneError, Reason, UserError
+from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus, Task
 from wire.run_spec import RunSpec
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,22 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ask:
+    """A device that asks for work in `runs`, in this order; in any, if empty."""
+
+    device: str
+    runs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Offers:
-    """The answer to a check-in: a task, or how many of the runs asked for are still going."""
+    """The answer to a check-in: a task, or how many of the runs asked for are still going, and in how many seconds one
+    of them has work at the latest (None where nobody knows)."""
 
     task: Task | None
     active: int
     ended: tuple[str, ...]
+    work_in_s: float | None = None
 
 
 class Ledger(Protocol):
@@ -51,12 +64,19 @@ class Ledger(Protocol):
     async def status(self, name: str) -> RunStatus:
         """UNKNOWN_RUN if there is none."""
 
+    async def control(self, name: str, action: Control, reason: str) -> None:
+        """Pause, resume or stop a run, with a line of why. Idempotent. UNKNOWN_RUN; RUN_ENDED if it is over."""
+
     async def names(self) -> list[str]:
         """Every run, oldest first."""
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         """A task of the first of `runs` (all, if empty) that has one for `device`. A device that asks again while its
         task is open gets the same task again."""
+
+    async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
+        """As `offer` for each, in one transaction; where a round wants fewer than ask, it takes them by lot. What `offer`
+        would raise for one stands in its place."""
 
     async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
         """Give a task back. Idempotent: without an open task nothing happens."""
@@ -66,7 +86,9 @@ class Ledger(Protocol):
 
     async def accept(self, contribution: Contribution) -> Receipt:
         """Count a checked contribution. Idempotent: the same again gives the same receipt, whatever the round's state.
-        NOT_ASSIGNED, ROUND_CLOSED, WRONG_BASE or CONFLICTING_UPDATE (another digest under the same key)."""
+        NOT_ASSIGNED, ROUND_CLOSED, WRONG_BASE or CONFLICTING_UPDATE (another digest under the same key). Of a run in
+        buffers it counts in the one that is open now: STALE_RELEASE if it started too far back, CONFLICTING_UPDATE if the
+        device has given its update. What fills a buffer opens the next in the same transaction."""
 
     async def refuse(self, run: str, reason: Reason) -> None:
         """Count a refusal. A run that does not exist is not counted."""
@@ -75,14 +97,17 @@ class Ledger(Protocol):
         """Let overdue rounds seal or start again; returns the runs that changed."""
 
     async def sealed(self) -> list[tuple[str, Round]]:
-        """Rounds that wait to be combined, by run name."""
+        """Rounds that wait to be combined, by run name: of a run's buffers the oldest."""
+
+    async def rounds_by_state(self) -> dict[str, int]:
+        """How many rounds of all runs are in each state."""
 
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
-        """What a round accepted, sorted by device."""
+        """What counts in a round, sorted by device."""
 
     async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
         """Compare-and-swap: the sealed round becomes `release` and the next round opens, in one transaction. False if
-        somebody else has published it: the caller forgets its own."""
+        somebody else has published it, or its base is not the newest release: the caller forgets its own."""
 
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
         """One release, None for the newest. UNKNOWN_RELEASE if there is none."""
@@ -91,7 +116,14 @@ class Ledger(Protocol):
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
 
     async def named_blobs(self) -> set[str]:
-        """The digest of every blob that a contribution or a release names."""
+        """The digest of every blob that a contribution, a release or an upload names."""
+
+    async def transact(self, work: Callable[[Connection, int], T]) -> T:
+        """`work(connection, store clock in µs)` as one transaction, for the tables of `devices.py` and `uploads.py`. As every
+        transaction it may be run again after its commit was cut off: `work` does the same twice as once."""
+
+    async def look(self, work: Callable[[Connection, int], T]) -> T:
+        """As `transact`, for work that reads only."""
 
     def others(self) -> AsyncIterator[None]:
         """For ever: yields soon after another process has changed something, and now and then without cause."""
@@ -133,6 +165,9 @@ class Blobs(Protocol):
     def delete(self, digest: str) -> None:
         """Forget a blob. Idempotent."""
 
+    def free_bytes(self) -> int | None:
+        """Room on the disk that blobs lie on, or pass through; None where there is no such bound."""
+
 
 LEDGERS: Mapping[str, str] = {
     "sqlite": "coordinator.stores.sqlite:SqliteLedger",
@@ -170,7 +205,9 @@ class Place:
         _row_name(LEDGERS, ledger, "--store", FOLDER_ROWS[0])
         if blobs is None and "://" in ledger:
             raise UserError("--blobs is missing: s3://BUCKET/PREFIX, or a folder that every replica sees")
-        return cls(ledger, blobs if blobs is not None else str(Path(ledger) / "blobs"))
+        kept = blobs if blobs is not None else str(Path(ledger) / "blobs")
+        _row_name(BLOBS, kept, "--blobs", FOLDER_ROWS[1])
+        return cls(ledger, kept)
 
     def __str__(self) -> str:
         return f"{without_secrets(self.ledger)}, blobs in {without_secrets(self.blobs)}"

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +36,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _linked(path: Path, place: Path) -> bool:
+    try:
+        os.link(path, place)
+    except FileExistsError:
+        return False
+    return True
 
 
 class _FileWriter:
@@ -90,10 +99,10 @@ class FileBlobs:
         if not place.parent.exists():
             place.parent.mkdir(exist_ok=True)
             sync_folder(self._folder)
-        try:
-            os.link(path, place)
-        except FileExistsError:
-            os.utime(place)  # as good as new: `gc` goes by age
+        while not _linked(path, place):
+            with contextlib.suppress(FileNotFoundError):  # `gc` was faster: link it again
+                os.utime(place)  # as good as new: `gc` goes by age
+                break
         sync_folder(place.parent)
 
     def put(self, data: bytes | memoryview) -> str:
@@ -128,6 +137,9 @@ class FileBlobs:
     def delete(self, digest: str) -> None:
         with _disk():
             self._place(digest).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self._folder).free
 
     def _place(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest

@@ -57,3 +57,6 @@ class MemoryBlobs:
 
     def delete(self, digest: str) -> None:
         self._kept.pop(digest, None)
+
+    def free_bytes(self) -> None:
+        return None

@@ -43,6 +43,8 @@ DEFAULTS = {
 CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
 LOST = ("08", "57P", "25P03", "53300")
 """SQLSTATEs, by their beginning, of a server that went away, is not up yet, or has no connection left."""
+UNHEARD = ("INSERT INTO upload", "UPDATE uploads", "DELETE FROM upload")
+"""Nobody waits for the parts of an upload, and there are many: other replicas are not told of them."""
 WRITE = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE schema_version IN EXCLUSIVE MODE"
 READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -53,9 +55,11 @@ def server_clock_us(db: Connection) -> int:
 
 
 def _lost(error: Exception) -> bool:
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+    if not isinstance(error, psycopg.Error):
         return False
-    return error.sqlstate is None or error.sqlstate.startswith(LOST)
+    if error.sqlstate is None:  # libpq's own
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(LOST)
 
 
 def _conninfo(url: str) -> str:
@@ -103,7 +107,7 @@ class _Session:
                 self._db.execute("UPDATE schema_version SET version = %s", (version,))
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
-        self._changed |= statement.startswith(("INSERT", "UPDATE", "DELETE"))
+        self._changed |= statement.startswith(("INSERT", "UPDATE", "DELETE")) and not statement.startswith(UNHEARD)
         return self._db.execute(statement.replace("?", "%s").encode(), values or None)
 
     def begin(self) -> None:

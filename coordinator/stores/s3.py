@@ -14,6 +14,7 @@ import datetime
 import mmap
 import random
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -152,6 +153,9 @@ class S3Blobs:
         with _server(digest):
             obstore.delete(self._store, digest)
 
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(tempfile.gettempdir()).free  # what spools pass through; a bucket has no bound
+
     def _listed(self) -> Iterator[tuple[str, float]]:
         with _server("list"):
             for page in obstore.list(self._store):
@@ -215,7 +219,7 @@ def _server(digest: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Refused(Reason.UNKNOWN_BLOB, f"no blob {digest[:12]}…") from error
     except BaseError as error:
-        raise Refused(Reason.BUSY, f"the blob store does not answer: {_said(error)}") from error
+        raise Refused(Reason.BUSY, f"the blob store does not answer, or says no: {_said(error)}") from error
 
 
 def _said(error: Exception) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Offers, Run, transactions
+from coordinator.stores import Ask, Offers, Run, transactions, uploads
 from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
 from wire.delta import Layout
-from wire.errors import Reason
-from wire.messages import Contribution, Receipt, ReleaseManifest, RunStatus
+from wire.errors import EdgetuneError, Reason
+from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus
 from wire.run_spec import RunSpec
 
 T = TypeVar("T")
@@ -52,8 +52,14 @@ class SqlLedger:
     async def names(self) -> list[str]:
         return await self._read(transactions.names)
 
+    async def control(self, name: str, action: Control, reason: str) -> None:
+        await self._write_now(transactions.control, name, action, reason)
+
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         return await self._write_now(transactions.offer, device, runs)
+
+    async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
+        return await self._write_now(transactions.offer_together, asks)
 
     async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
         await self._write_now(transactions.leave, device, run, number, attempt)
@@ -73,6 +79,9 @@ class SqlLedger:
     async def sealed(self) -> list[tuple[str, Round]]:
         return await self._read(transactions.sealed)
 
+    async def rounds_by_state(self) -> dict[str, int]:
+        return await self._read(transactions.rounds_by_state)
+
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
         return await self._read(transactions.contributions, run, number, attempt)
 
@@ -86,7 +95,13 @@ class SqlLedger:
         return await self._read(transactions.attempt, run, version)
 
     async def named_blobs(self) -> set[str]:
-        return await self._read(transactions.named_blobs)
+        return await self._read(transactions.named_blobs) | await self._read(uploads.named_parts)
+
+    async def transact(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._write_now(work)
+
+    async def look(self, work: Callable[[Connection, int], T]) -> T:
+        return await self._read_now(work)
 
     async def close(self) -> None:
         for thread in {self._writes, self._reads}:

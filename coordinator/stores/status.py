@@ -11,7 +11,7 @@ from wire.messages import Contribution, ReleaseManifest, ReleaseStatus, RunStatu
 def run_status(db: Connection, name: str) -> RunStatus:
     """Raises Refused(UNKNOWN_RUN)."""
     run = transactions.read_run(db, name)
-    shown = transactions.live_round(db, name) or _last_round(db, name)
+    shown = _last_round(db, name)
     (detail,) = db.execute("SELECT detail FROM runs WHERE name = ?", (name,)).fetchone()
     refused = dict(db.execute("SELECT reason, count FROM refusals WHERE run = ?", (name,)).fetchall())
     return RunStatus(
@@ -36,6 +36,7 @@ def run_status(db: Connection, name: str) -> RunStatus:
 
 
 def _last_round(db: Connection, name: str) -> Round:
+    """The newest: of a run that goes on, the one that takes updates."""
     number, attempt = db.execute(
         "SELECT number, attempt FROM rounds WHERE run = ? ORDER BY number DESC, attempt DESC LIMIT 1", (name,)
     ).fetchone()
@@ -71,14 +72,9 @@ def _release(
 
 def _measurements(db: Connection, name: str, release_digest: str) -> list[Contribution]:
     """Each device's first measurement of a release, whatever became of the round it was made for."""
-    rounds_that_did = db.execute(
-        "SELECT DISTINCT number, attempt FROM contributions WHERE run = ? AND release_digest = ? ORDER BY 1, 2",
-        (name, release_digest),
-    ).fetchall()
     by_device: dict[str, Contribution] = {}
-    for number, attempt in rounds_that_did:
-        for contribution in transactions.contributions(db, name, number, attempt):
-            by_device.setdefault(contribution.device, contribution)
+    for contribution in transactions.measured(db, name, release_digest):
+        by_device.setdefault(contribution.device, contribution)
     return list(by_device.values())
 
 

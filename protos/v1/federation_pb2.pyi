@@ -12,9 +12,20 @@ class TaskKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_KIND_UNSPECIFIED: _ClassVar[TaskKind]
     TASK_KIND_TRAIN: _ClassVar[TaskKind]
     TASK_KIND_EVALUATE: _ClassVar[TaskKind]
+
+class RunAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RUN_ACTION_UNSPECIFIED: _ClassVar[RunAction]
+    RUN_ACTION_PAUSE: _ClassVar[RunAction]
+    RUN_ACTION_RESUME: _ClassVar[RunAction]
+    RUN_ACTION_STOP: _ClassVar[RunAction]
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_TRAIN: TaskKind
 TASK_KIND_EVALUATE: TaskKind
+RUN_ACTION_UNSPECIFIED: RunAction
+RUN_ACTION_PAUSE: RunAction
+RUN_ACTION_RESUME: RunAction
+RUN_ACTION_STOP: RunAction
 
 class CheckInRequest(_message.Message):
     __slots__ = ("device", "runs", "wait_s", "protocol")
@@ -75,10 +86,12 @@ class Task(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., kind: _Optional[_Union[TaskKind, str]] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., spec_digest: _Optional[str] = ..., layout_digest: _Optional[str] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class Release(_message.Message):
-    __slots__ = ("manifest_json",)
+    __slots__ = ("manifest_json", "signature")
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     manifest_json: str
-    def __init__(self, manifest_json: _Optional[str] = ...) -> None: ...
+    signature: str
+    def __init__(self, manifest_json: _Optional[str] = ..., signature: _Optional[str] = ...) -> None: ...
 
 class FetchReleaseRequest(_message.Message):
     __slots__ = ("run", "version", "latest", "steps_after")
@@ -160,6 +173,30 @@ class SubmitRequest(_message.Message):
     payload: bytes
     def __init__(self, contribution: _Optional[_Union[Contribution, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
+class UploadPart(_message.Message):
+    __slots__ = ("upload", "device", "offset", "digest", "data")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    upload: str
+    device: str
+    offset: int
+    digest: str
+    data: bytes
+    def __init__(self, upload: _Optional[str] = ..., device: _Optional[str] = ..., offset: _Optional[int] = ..., digest: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadState(_message.Message):
+    __slots__ = ("upload", "offset", "receipt")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    upload: str
+    offset: int
+    receipt: Receipt
+    def __init__(self, upload: _Optional[str] = ..., offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
 class UploadChunk(_message.Message):
     __slots__ = ("digest", "size", "data")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -222,13 +259,25 @@ class GetRunRequest(_message.Message):
     run: str
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
+class ControlRunRequest(_message.Message):
+    __slots__ = ("run", "action", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    action: RunAction
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., action: _Optional[_Union[RunAction, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class RunDescription(_message.Message):
-    __slots__ = ("spec_json", "layout_json")
+    __slots__ = ("spec_json", "layout_json", "release_key")
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_KEY_FIELD_NUMBER: _ClassVar[int]
     spec_json: str
     layout_json: str
-    def __init__(self, spec_json: _Optional[str] = ..., layout_json: _Optional[str] = ...) -> None: ...
+    release_key: str
+    def __init__(self, spec_json: _Optional[str] = ..., layout_json: _Optional[str] = ..., release_key: _Optional[str] = ...) -> None: ...
 
 class ListRunsRequest(_message.Message):
     __slots__ = ()
@@ -245,3 +294,85 @@ class RunStatus(_message.Message):
     STATUS_JSON_FIELD_NUMBER: _ClassVar[int]
     status_json: str
     def __init__(self, status_json: _Optional[str] = ...) -> None: ...
+
+class InviteRequest(_message.Message):
+    __slots__ = ("owner", "quota", "lifetime_s")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    quota: int
+    lifetime_s: float
+    def __init__(self, owner: _Optional[str] = ..., quota: _Optional[int] = ..., lifetime_s: _Optional[float] = ...) -> None: ...
+
+class InviteReply(_message.Message):
+    __slots__ = ("invitation", "expires_at")
+    INVITATION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    invitation: str
+    expires_at: float
+    def __init__(self, invitation: _Optional[str] = ..., expires_at: _Optional[float] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("name", "owner", "state", "enrolled_at", "certificate_ends_at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ENROLLED_AT_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_ENDS_AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    owner: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[str] = ..., enrolled_at: _Optional[float] = ..., certificate_ends_at: _Optional[float] = ...) -> None: ...
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDevicesReply(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class RevokeRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class AuthorityRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AuthorityReply(_message.Message):
+    __slots__ = ("certificate_pem",)
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: str
+    def __init__(self, certificate_pem: _Optional[str] = ...) -> None: ...
+
+class EnrollRequest(_message.Message):
+    __slots__ = ("token", "device", "request_pem")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_PEM_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    device: str
+    request_pem: str
+    def __init__(self, token: _Optional[bytes] = ..., device: _Optional[str] = ..., request_pem: _Optional[str] = ...) -> None: ...
+
+class EnrollReply(_message.Message):
+    __slots__ = ("certificate_pem", "release_key", "port")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_KEY_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: str
+    release_key: str
+    port: int
+    def __init__(self, certificate_pem: _Optional[str] = ..., release_key: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -55,15 +55,25 @@ class FederationStub:
                 request_serializer=protos_dot_v1_dot_federation__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.Receipt.FromString,
                 _registered_method=True)
-        self.Upload = channel.stream_unary(
-                '/edgetune.v1.Federation/Upload',
-                request_serializer=protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
-                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
+        self.CreateUpload = channel.unary_unary(
+                '/edgetune.v1.Federation/CreateUpload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadState.FromString,
+                _registered_method=True)
+        self.AppendUpload = channel.stream_unary(
+                '/edgetune.v1.Federation/AppendUpload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadState.FromString,
                 _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/edgetune.v1.Federation/Commit',
                 request_serializer=protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/edgetune.v1.Federation/Upload',
+                request_serializer=protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
                 _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/edgetune.v1.Federation/Leave',
@@ -104,15 +114,32 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Upload(self, request_iterator, context):
-        """The bytes of a large update or of an initial adapter, stored under their digest. Accepts nothing into a round.
+    def CreateUpload(self, request, context):
+        """Declares a large update and makes room for it, or finds what is there: the same contribution gets the same upload, and
+        how far it has come. A device that lost its way, or started anew, asks here. Nothing is counted yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendUpload(self, request_iterator, context):
+        """Adds parts, each at exactly the offset where the upload ends (else WRONG_OFFSET, and nothing has changed). A part is
+        durable before the next is read; the answer says what is. Any replica goes on where another stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Accepts an uploaded payload into its round. Idempotent by (run, round, attempt, device, digest).
+        """Checks an upload that is whole and accepts it into its round. Idempotent by (run, round, attempt, device, digest).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """The bytes of an initial adapter, stored under their digest, in one stream that is not resumed. Devices older than
+        CreateUpload send large updates so, and Commit takes those too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,15 +175,25 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_federation__pb2.SubmitRequest.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.Receipt.SerializeToString,
             ),
-            'Upload': grpc.stream_unary_rpc_method_handler(
-                    servicer.Upload,
-                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadChunk.FromString,
-                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadReply.SerializeToString,
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.Contribution.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadState.SerializeToString,
+            ),
+            'AppendUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.AppendUpload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadPart.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadState.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
                     request_deserializer=protos_dot_v1_dot_federation__pb2.Contribution.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.Receipt.SerializeToString,
+            ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.UploadChunk.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.UploadReply.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -284,7 +321,34 @@ class Federation:
             _registered_method=True)
 
     @staticmethod
-    def Upload(request_iterator,
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Federation/CreateUpload',
+            protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendUpload(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -297,9 +361,9 @@ class Federation:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/edgetune.v1.Federation/Upload',
-            protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
-            protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
+            '/edgetune.v1.Federation/AppendUpload',
+            protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadState.FromString,
             options,
             channel_credentials,
             insecure,
@@ -327,6 +391,33 @@ class Federation:
             '/edgetune.v1.Federation/Commit',
             protos_dot_v1_dot_federation__pb2.Contribution.SerializeToString,
             protos_dot_v1_dot_federation__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/edgetune.v1.Federation/Upload',
+            protos_dot_v1_dot_federation__pb2.UploadChunk.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.UploadReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -395,6 +486,26 @@ class AdministrationStub:
                 request_serializer=protos_dot_v1_dot_federation__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
                 _registered_method=True)
+        self.ControlRun = channel.unary_unary(
+                '/edgetune.v1.Administration/ControlRun',
+                request_serializer=protos_dot_v1_dot_federation__pb2.ControlRunRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
+                _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/edgetune.v1.Administration/Invite',
+                request_serializer=protos_dot_v1_dot_federation__pb2.InviteRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.InviteReply.FromString,
+                _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/edgetune.v1.Administration/ListDevices',
+                request_serializer=protos_dot_v1_dot_federation__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.ListDevicesReply.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/edgetune.v1.Administration/Revoke',
+                request_serializer=protos_dot_v1_dot_federation__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.Device.FromString,
+                _registered_method=True)
 
 
 class AdministrationServicer:
@@ -426,6 +537,33 @@ class AdministrationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ControlRun(self, request, context):
+        """Pauses, resumes or stops a run. Idempotent; a run that has ended by itself refuses by RUN_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Invite(self, request, context):
+        """A one-time right to enrol a device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDevices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Ends a device's part: its calls are refused from now on, and what it gave to rounds still open is taken out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdministrationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -448,6 +586,26 @@ def add_AdministrationServicer_to_server(servicer, server):
                     servicer.WatchRun,
                     request_deserializer=protos_dot_v1_dot_federation__pb2.GetRunRequest.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.RunStatus.SerializeToString,
+            ),
+            'ControlRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlRun,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.ControlRunRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.RunStatus.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.InviteRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.InviteReply.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.ListDevicesRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.ListDevicesReply.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.RevokeRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.Device.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -559,6 +717,281 @@ class Administration:
             '/edgetune.v1.Administration/WatchRun',
             protos_dot_v1_dot_federation__pb2.GetRunRequest.SerializeToString,
             protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/ControlRun',
+            protos_dot_v1_dot_federation__pb2.ControlRunRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.RunStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/Invite',
+            protos_dot_v1_dot_federation__pb2.InviteRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.InviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/ListDevices',
+            protos_dot_v1_dot_federation__pb2.ListDevicesRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.ListDevicesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/Revoke',
+            protos_dot_v1_dot_federation__pb2.RevokeRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class EnrolmentStub:
+    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Authority = channel.unary_unary(
+                '/edgetune.v1.Enrolment/Authority',
+                request_serializer=protos_dot_v1_dot_federation__pb2.AuthorityRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.AuthorityReply.FromString,
+                _registered_method=True)
+        self.Enroll = channel.unary_unary(
+                '/edgetune.v1.Enrolment/Enroll',
+                request_serializer=protos_dot_v1_dot_federation__pb2.EnrollRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.EnrollReply.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/edgetune.v1.Enrolment/Renew',
+                request_serializer=protos_dot_v1_dot_federation__pb2.RenewRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.EnrollReply.FromString,
+                _registered_method=True)
+
+
+class EnrolmentServicer:
+    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
+    """
+
+    def Authority(self, request, context):
+        """The coordinator's CA certificate. A device believes it only if it has the fingerprint of its invitation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enroll(self, request, context):
+        """A certificate for a token. Idempotent by (token, device, key).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """A new certificate for the name and key of the one that the call is made with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Authority': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authority,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.AuthorityRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.AuthorityReply.SerializeToString,
+            ),
+            'Enroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enroll,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.EnrollRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.EnrollReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.RenewRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.EnrollReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'edgetune.v1.Enrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('edgetune.v1.Enrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrolment:
+    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
+    """
+
+    @staticmethod
+    def Authority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Enrolment/Authority',
+            protos_dot_v1_dot_federation__pb2.AuthorityRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.AuthorityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Enrolment/Enroll',
+            protos_dot_v1_dot_federation__pb2.EnrollRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.EnrollReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Enrolment/Renew',
+            protos_dot_v1_dot_federation__pb2.RenewRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.EnrollReply.FromString,
             options,
             channel_credentials,
             insecure,

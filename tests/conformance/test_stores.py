@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from coordinator import publish
-from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger, schema
+from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger, schema, uploads
 from coordinator.stores.connection import Connection
 from wire import run_spec
 from wire.delta import Layout, Tensor
@@ -435,7 +435,6 @@ def test_an_older_ledger_is_migrated_whole_or_not_at_all(ledgers: Any, monkeypat
         assert await ledger.names() == ["run"]
         await task_of(ledger, "d1")
 
-    monkeypatch.setattr(schema, "scripts", lambda: released[:1])
     play(ledgers, old)
     broken = "CREATE TABLE half (x INTEGER);\nCREATE TABLE runs (y INTEGER);\n"
     monkeypatch.setattr(schema, "scripts", lambda: (*released, broken))
@@ -444,6 +443,111 @@ def test_an_older_ledger_is_migrated_whole_or_not_at_all(ledgers: Any, monkeypat
     monkeypatch.setattr(schema, "scripts", lambda: (*released, "CREATE TABLE half (x INTEGER);\n"))
     play(ledgers, new)  # only if nothing of the broken migration has stayed
     play(ledgers, new)  # and each script is run once
+
+
+def begun(ledger: Ledger, mine: Contribution, name: str, most: int = 2, keep_s: float = 5.0) -> Awaitable[Any]:
+    keep_us = int(keep_s * 1e6)
+    return ledger.transact(lambda db, now_us: uploads.create(db, mine, name, most, 100, keep_us, now_us))
+
+
+def appended(ledger: Ledger, name: str, start: int, size: int) -> Awaitable[int]:
+    digest = f"{start:064}"
+    return ledger.transact(lambda db, now_us: uploads.append(db, name, start, size, digest, 5_000_000, now_us))
+
+
+def test_the_same_contribution_gets_the_same_upload_as_far_as_it_has_come(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        mine = contribution(await task_of(ledger, "d1"), "d1")
+        assert await begun(ledger, mine, "one") == uploads.Upload("one", "d1", 36, 0)
+        assert await appended(ledger, "one", 0, 20) == 20
+        other = ledgers[0]()
+        assert await begun(other, mine, "two") == uploads.Upload("one", "d1", 36, 20)
+        assert await refusal(begun(other, dataclasses.replace(mine, size=35), "two")) is Reason.BAD_SIZE
+        await other.close()
+
+    play(ledgers, scene)
+
+
+def test_of_parts_that_race_for_one_offset_one_is_named(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await begun(ledger, contribution(await task_of(ledger, "d1"), "d1"), "one")
+        openings = [ledger, ledgers[0](), ledgers[0]()]
+        racing = [appended(openings[n % 3], "one", 0, 9) for n in range(9)]
+        outcomes = await asyncio.gather(*racing, return_exceptions=True)
+        lost = [o for o in outcomes if isinstance(o, Refused)]
+        assert outcomes.count(9) == 1 and {(o.reason, o.offset) for o in lost} == {(Reason.WRONG_OFFSET, 9)}
+        assert await ledger.look(lambda db, _: uploads.parts(db, "one")) == [f"{0:064}"]
+        assert await refusal(appended(ledger, "one", 8, 9)) is Reason.WRONG_OFFSET
+        assert await refusal(appended(ledger, "none", 0, 9)) is Reason.UNKNOWN_UPLOAD
+        for other in openings[1:]:
+            await other.close()
+
+    play(ledgers, scene)
+
+
+def test_an_upload_of_a_buffers_task_goes_on_while_a_later_buffer_would_take_it(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        cohort = {
+            "mode": "async",
+            "buffer": 1,
+            "minimum": 1,
+            "max_staleness": 1,
+            "deadline_s": 10.0,
+            "over_selection": 3,
+        }
+        await create(ledger, spec(rounds=9, cohort=cohort))
+        slow = contribution(await task_of(ledger, "slow"), "slow", "e" * 64)
+        await begun(ledger, slow, "one", keep_s=60.0)
+
+        def found() -> Awaitable[Any]:
+            return ledger.look(lambda db, now_us: uploads.find(db, "one", "slow", now_us))
+
+        for number in (1, 2):
+            assert (await found()).id == "one"
+            await ledger.accept(contribution(await task_of(ledger, f"d{number}"), f"d{number}"))
+        assert await refusal(found()) is Reason.STALE_RELEASE
+
+    play(ledgers, scene)
+
+
+def test_a_device_has_as_many_uploads_and_bytes_as_it_may_and_those_given_up_do_not_count(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        task = await task_of(ledger, "d1")
+        for number in range(2):
+            await begun(ledger, contribution(task, "d1", f"{number:064}"), f"u{number}")
+        third = contribution(task, "d1", "c" * 64)
+        assert await refusal(begun(ledger, third, "u2")) is Reason.TOO_MANY_UPLOADS
+        assert await refusal(begun(ledger, third, "u2", most=9)) is Reason.TOO_MANY_UPLOADS  # 108 bytes of 100
+        await begun(ledger, contribution(await task_of(ledger, "d2"), "d2"), "other")
+        clock.pass_s(6)
+        assert (await begun(ledger, third, "u2")).id == "u2"
+
+    play(ledgers, scene)
+
+
+def test_what_is_given_up_is_forgotten_with_its_parts_and_what_is_not_is_named(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        task = await task_of(ledger, "d1")
+        given_up, alive = contribution(task, "d1"), contribution(task, "d1", "e" * 64)
+        await begun(ledger, given_up, "old")
+        await appended(ledger, "old", 0, 9)
+        clock.pass_s(4)
+        await begun(ledger, alive, "new")
+        await appended(ledger, "new", 0, 9)
+        await appended(ledger, "new", 9, 9)
+        clock.pass_s(2)
+        assert await ledger.transact(uploads.forget_expired) == [f"{0:064}"]
+        assert await ledger.transact(uploads.forget_expired) == []
+        assert await ledger.look(lambda db, _: uploads.of(db, given_up)) is None
+        assert await ledger.named_blobs() == {"a" * 64, f"{0:064}", f"{9:064}"}
+        assert await ledger.transact(lambda db, _: uploads.forget_of(db, alive)) == [f"{0:064}", f"{9:064}"]
+        assert await ledger.named_blobs() == {"a" * 64}
+
+    play(ledgers, scene)
 
 
 @pytest.fixture(params=sorted(BLOBS))

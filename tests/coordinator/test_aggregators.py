@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS
 from coordinator.aggregators.mean import FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
+from coordinator.aggregators.staleness import WHOLE, discount, fitted
 from wire import spec
 from wire.delta import Vector
 from wire.errors import PayloadError, Reason, SpecError
@@ -119,3 +120,16 @@ def test_a_server_optimizer_that_cannot_be_is_refused(wrong: dict[str, Any]) -> 
 def test_rows_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Average().learning_rate = 2.0  # type: ignore[misc]
+
+
+def test_a_discount_is_the_nearest_integer_to_two_to_the_sixteen_over_the_root() -> None:
+    assert all(abs(discount(s) - WHOLE / (1 + s) ** 0.5) <= 0.5 for s in range(1001))
+
+
+@given(st.lists(st.tuples(st.integers(1, 65535), st.integers(0, 1000)), min_size=1, max_size=8))
+def test_the_weights_of_a_buffer_fit_the_fixed_point_and_keep_their_ratios(parts: list[tuple[int, int]]) -> None:
+    exact = [examples * discount(staleness) for examples, staleness in parts]
+    weights = fitted(exact)
+    assert all(1 <= weight <= 65535 for weight in weights)
+    unit = max(exact) / max(weights)
+    assert all(abs(weight - one / unit) <= 2 for weight, one in zip(weights, exact, strict=True))

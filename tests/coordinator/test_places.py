@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from coordinator.stores import Place, without_secrets
@@ -28,7 +32,7 @@ def test_a_url_that_names_no_row_is_refused_and_what_would_do_is_said(
     ledger: str, blobs: str | None, said: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        Place.of(ledger, blobs).open()
+        Place.of(ledger, blobs)
     assert said in str(caught.value) and "hidden" not in str(caught.value)
 
 
@@ -53,3 +57,22 @@ def test_a_command_that_fails_shows_no_password() -> None:
         result = edgetune(*command, *line)
         assert result.returncode == 1 and "postgresql://ann@127.0.0.1:1/x: cannot keep a ledger here" in result.stderr
         assert "hidden" not in result.stderr + result.stdout and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "package", "extra"),
+    [
+        (["--store", "postgresql://db/x", "--blobs", "b"], "psycopg", "postgres"),
+        (["--store", "s", "--blobs", "s3://bucket/prefix"], "obstore", "s3"),
+    ],
+)
+def test_a_row_whose_package_is_absent_says_what_installs_it(
+    place: list[str], package: str, extra: str, tmp_path: Path
+) -> None:
+    without = (
+        f"import sys; sys.modules[{package!r}] = None; from edgetune.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    line = [sys.executable, "-c", without, "coordinator", "serve", *place]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert result.returncode == 2
+    assert f"{package} is not installed: pip install 'edgetune[{extra}]'" in result.stderr

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from coordinator.stores import group_commit
+from coordinator.stores.connection import Connection
 from tests.conformance.test_stores import contribution, create, spec, task_of
 from tests.servers import Postgres
 from wire.errors import MachineError, Reason, Refused, UserError
@@ -190,6 +192,32 @@ def test_a_transaction_that_the_database_aborts_is_run_again(postgres_server: Po
         assert (await accepting).device == device
         status = await ledger.status("run")
         assert (status.accepted, status.offered) == (1, 2)
+
+    play(url, scene)
+
+
+def test_a_replica_that_stalls_in_a_transaction_holds_the_others_up_for_a_while_and_then_starts_over(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "STALLED_S", 1)
+    url, tries = postgres_server.fresh(), list[float]()
+
+    def stalling(db: Connection) -> int:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            time.sleep(2.0)
+        return int(db.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
+
+    async def scene(ledger: Ledger) -> None:
+        other = postgresql.PostgresLedger(url)
+        await create(ledger, spec())
+        stalled = asyncio.ensure_future(ledger._write(stalling))
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await task_of(other, "d1")
+        assert 0.5 < time.monotonic() - started < 1.9
+        assert (await stalled, len(tries)) == (1, 2)
+        await other.close()
 
     play(url, scene)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,9 +17,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge_client.transport import Connection
-from tests.coordinator.test_service import LAYOUT, make
+from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
+from tests.coordinator.test_service import LAYOUT, created, make, update
 from tests.processes import CoordinatorProcess, edgetune
-from wire.messages import Finished, Task, Wait
+from wire import spec
+from wire.messages import CHUNK_BYTES, Finished, Task, Wait
 
 Answer = Task | Wait | Finished
 
@@ -24,9 +30,9 @@ Answer = Task | Wait | Finished
 class Held(threading.Thread):
     """A check-in that a coordinator holds until there is work, or until it ends."""
 
-    def __init__(self, address: str, wait_s: float) -> None:
+    def __init__(self, address: str, wait_s: float, device: str = "d1") -> None:
         super().__init__()
-        self._address, self._wait_s = address, wait_s
+        self._address, self._wait_s, self._device = address, wait_s, device
         self.answer: Answer | None = None
         self.start()
         time.sleep(1.0)  # until it is held
@@ -34,7 +40,7 @@ class Held(threading.Thread):
 
     def run(self) -> None:
         with Connection(self._address) as connection:
-            self.answer = connection.check_in("d1", (), self._wait_s)
+            self.answer = connection.check_in(self._device, (), self._wait_s)
 
     def answered(self, within_s: float) -> Answer:
         self.join(within_s)
@@ -62,6 +68,20 @@ def test_a_check_in_held_by_one_process_is_answered_when_another_opens_a_round(
         held = Held(other.address, 30.0)
         create(one.address)
         assert isinstance(held.answered(2.0), Task)
+
+
+def test_a_check_in_held_anywhere_hears_at_once_that_the_run_has_ended(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path / "store") as one, CoordinatorProcess(tmp_path / "store") as other:
+        with Connection(one.address) as connection:
+            run, task = created(connection, "ending")
+            trained, payload = update(run, task)
+            connection.send(trained, payload)
+            evaluation = connection.check_in("d1", ("ending",), 20.0)
+            assert isinstance(evaluation, Task) and evaluation.kind == "evaluate"
+            held = [Held(one.address, 30.0, "d2"), Held(other.address, 30.0, "d3")]
+            what: dict[str, Any] = {"round": 2, "release_digest": evaluation.release_digest, "digest": "", "size": 0}
+            connection.send(dataclasses.replace(trained, **what), b"")
+        assert all(isinstance(each.answered(2.0), Finished) for each in held)
 
 
 def test_a_replica_that_is_killed_is_said_and_replaced_while_the_others_serve(tmp_path: Path) -> None:
@@ -106,6 +126,26 @@ def test_a_coordinator_that_is_told_to_end_says_so_answers_what_it_holds_and_end
         assert isinstance(held.answered(3.0), Wait)
         health.cancel()
     assert coordinator.process.wait(10) == 0 and time.monotonic() - asked < 8
+
+
+def test_an_upload_under_way_is_finished_by_a_coordinator_that_is_told_to_end(tmp_path: Path) -> None:
+    coordinator = CoordinatorProcess(tmp_path / "store")
+    data = bytes(3 * CHUNK_BYTES)
+    digest = spec.bytes_digest(data)
+
+    def chunks() -> Iterator[pb.UploadChunk]:
+        yield pb.UploadChunk(digest=digest, size=len(data), data=data[:CHUNK_BYTES])
+        time.sleep(0.5)
+        coordinator.process.send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        yield pb.UploadChunk(data=data[CHUNK_BYTES : 2 * CHUNK_BYTES])
+        yield pb.UploadChunk(data=data[2 * CHUNK_BYTES :])
+
+    with grpc.insecure_channel(coordinator.address) as channel:
+        stub = pb_grpc.FederationStub(channel)  # type: ignore[no-untyped-call]  # generated code
+        assert stub.Upload(chunks(), timeout=20).digest == digest
+    assert coordinator.process.wait(10) == 0
+    assert (tmp_path / "store" / "blobs" / digest[:2] / digest).stat().st_size == len(data)
 
 
 def test_a_store_that_cannot_be_opened_is_said_once_whatever_the_number_of_replicas(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator import rounds
-from coordinator.rounds import Accept, Leave, Offer, Publish, Round, Tick, step
+from coordinator.rounds import Accept, Leave, Offer, Pause, Publish, Resume, Round, Stop, Tick, Withdraw, step
 from wire import run_spec
 from wire.errors import Reason, Refused
 
@@ -56,6 +56,14 @@ def test_no_device_is_asked_beyond_the_over_selection() -> None:
 def test_a_device_that_leaves_makes_room_for_another() -> None:
     state = play(opened(goal=1), Offer(), Leave())
     assert rounds.can_offer(state, 0)
+
+
+def test_an_update_that_is_withdrawn_makes_room_for_another_but_only_while_the_round_is_open() -> None:
+    state = play(opened(), Offer(), Offer(), Accept())
+    again = step(state, Withdraw(), 0)
+    assert (again.offered, again.accepted) == (1, 0) and rounds.can_offer(again, 0)
+    sealed = step(state, Accept(), 0)
+    assert step(sealed, Withdraw(), 0) == sealed
 
 
 def test_the_deadline_runs_from_the_first_offer_and_not_from_the_creation_of_the_run() -> None:
@@ -122,14 +130,77 @@ def test_an_evaluation_that_nobody_answers_ends_at_its_deadline() -> None:
     assert step(last, Tick(), 10 * SECOND).state == "published"
 
 
-EVENTS = st.lists(st.tuples(st.sampled_from([Offer(), Leave(), Accept(), Tick(), Publish()]), st.integers(0, 4)))
+def test_a_paused_round_asks_nobody_takes_what_is_under_way_and_does_not_age() -> None:
+    state = step(play(opened(), Offer()), Pause(), 4 * SECOND)
+    assert not rounds.can_offer(state, 4 * SECOND)
+    with pytest.raises(Refused):
+        step(state, Offer(), 4 * SECOND)
+    assert step(state, Tick(), 99 * SECOND) == state
+    taken = step(state, Accept(), 99 * SECOND)
+    assert (taken.accepted, step(taken, Resume(), 100 * SECOND).deadline_us) == (1, 106 * SECOND)
 
 
-@given(EVENTS, st.integers(1, 4), st.integers(1, 4), st.floats(1.0, 2.0))
+def test_a_pause_before_the_first_offer_leaves_the_deadline_to_that_offer() -> None:
+    state = step(step(opened(), Pause(), 1), Resume(), 50 * SECOND)
+    assert step(state, Offer(), 60 * SECOND).deadline_us == 70 * SECOND
+
+
+@pytest.mark.parametrize("event", [Pause(), Resume(), Stop()])
+@pytest.mark.parametrize("state", ["sealed", "published", "abandoned"])
+def test_what_is_closed_stays_as_it_is_whatever_a_person_wants(state: Any, event: rounds.Event) -> None:
+    closed = dataclasses.replace(opened(), state=state)
+    assert step(closed, event, 5) == closed
+
+
+def buffered(**cohort: Any) -> run_spec.RunSpec:
+    return spec(**{"goal": 0, "mode": "async", "buffer": 2, "max_staleness": 2} | cohort)
+
+
+def test_a_buffer_takes_what_is_not_too_old_and_refuses_the_rest_by_name() -> None:
+    state = dataclasses.replace(play(rounds.first(buffered()), Offer(), Offer()), base_version=5)
+    assert [rounds.staleness(state, version) for version in (5, 3, 2)] == [0, 2, 3]
+    assert step(state, Accept(2), 0).accepted == 1
+    with pytest.raises(Refused) as refusal:
+        step(state, Accept(3), 0)
+    assert refusal.value.reason is Reason.STALE_RELEASE
+    assert rounds.can_offer(rounds.first(buffered()), 0, 0)
+    assert not rounds.can_offer(dataclasses.replace(state, offered=0), 0, 2)
+
+
+def test_a_round_takes_nothing_that_starts_elsewhere() -> None:
+    with pytest.raises(Refused) as refusal:
+        step(play(opened(), Offer()), Accept(1), 0)
+    assert refusal.value.reason is Reason.STALE_RELEASE
+
+
+def test_the_next_buffer_opens_at_the_seal_and_after_the_last_comes_the_evaluation() -> None:
+    run = buffered()
+    first = rounds.first(run)
+    assert rounds.next_buffer(run, first) is None
+    second = rounds.next_buffer(run, dataclasses.replace(first, state="sealed"))
+    assert second is not None and (second.number, second.base_version, second.max_staleness) == (2, 1, 2)
+    assert rounds.next_buffer(run, dataclasses.replace(second, state="sealed")) is None
+    assert rounds.after(run, dataclasses.replace(first, state="published"), 0) is None
+    last = rounds.after(run, dataclasses.replace(second, state="published", accepted=2), 0)
+    assert last is not None and (last.kind, last.max_staleness) == ("evaluate", None)
+    assert rounds.next_buffer(spec(), dataclasses.replace(opened(), state="sealed")) is None
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from([Offer(), Leave(), Accept(), Accept(1), Tick(), Publish(), Pause(), Resume(), Stop()]),
+        st.integers(0, 4),
+    )
+)
+
+
+@given(EVENTS, st.integers(1, 4), st.integers(1, 4), st.floats(1.0, 2.0), st.booleans())
 def test_whatever_happens_counts_stay_sane_and_a_refused_event_changes_nothing(
-    events: list[tuple[rounds.Event, int]], goal: int, minimum: int, over: float
+    events: list[tuple[rounds.Event, int]], size: int, minimum: int, over: float, in_buffers: bool
 ) -> None:
-    state, now = opened(goal=goal, minimum=min(goal, minimum), over_selection=over), 0
+    cohort = {"minimum": min(size, minimum), "over_selection": over}
+    state, now = rounds.first(buffered(buffer=size, **cohort)) if in_buffers else opened(goal=size, **cohort), 0
+    ends, untouched = {"published", "abandoned"}, state
     for event, seconds in events:
         now += seconds * SECOND
         if isinstance(event, Leave | Accept) and state.offered <= state.accepted:
@@ -140,3 +211,17 @@ def test_whatever_happens_counts_stay_sane_and_a_refused_event_changes_nothing(
             continue
         assert 0 <= state.accepted <= state.offered <= state.offers
         assert state.state != "sealed" or state.accepted >= state.minimum
+        assert untouched.state not in ends or state == untouched, "an end is an end"
+        untouched = state
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(0, 20))
+def test_a_round_ages_only_while_it_is_not_paused(pauses: list[int], first_s: int) -> None:
+    state, now, running = play(opened(deadline_s=1000.0), Offer()), 0, True
+    aged = 0
+    for seconds in [first_s, *pauses]:
+        now += seconds * SECOND
+        aged += seconds if running else 0
+        state, running = step(state, Pause() if running else Resume(), now), not running
+    state = step(state, Resume(), now)
+    assert state.deadline_us == now + (1000 - aged) * SECOND

@@ -1,4 +1,4 @@
-"""A federation over PostgreSQL and S3: two replicas on one port, one of them killed in the middle of rounds."""
+"""A federation over PostgreSQL and S3: two replicas on one port, killed in the middle of rounds, and the database too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from coordinator.stores import Place
@@ -13,10 +14,10 @@ from edge_client.transport import Connection
 from tests.processes import CoordinatorProcess, edgetune, finished, start_client, write_texts, write_toy_spec
 from tests.servers import S3, Postgres
 
-CLIENTS, ROUNDS, KILLS = 5, 6, 3
+CLIENTS, ROUNDS = 4, 6
 
 
-def test_replicas_killed_in_the_middle_of_rounds_lose_nothing_and_count_nothing_twice(
+def test_replicas_and_a_database_that_crash_in_the_middle_of_rounds_lose_nothing_and_count_nothing_twice(
     tmp_path: Path, postgres_server: Postgres, s3_server: S3
 ) -> None:
     place = Place.of(postgres_server.fresh(), s3_server.fresh())
@@ -37,7 +38,7 @@ def test_replicas_killed_in_the_middle_of_rounds_lose_nothing_and_count_nothing_
             )
             for n in range(CLIENTS)
         ]
-        kill_in_rounds(together)
+        crash_in_rounds(together, postgres_server)
         journals = {f"d{n}": told for n, told in enumerate(finished(clients))}
     receipts = {
         (event["round"], device)
@@ -57,14 +58,19 @@ def test_replicas_killed_in_the_middle_of_rounds_lose_nothing_and_count_nothing_
     assert swept.returncode == 0 and json.loads(swept.stdout)["blobs"] == 0
 
 
-def kill_in_rounds(together: CoordinatorProcess) -> None:
-    """kill -9 of one replica and then the other, each time a round is half full."""
-    for kill in range(KILLS):
+def crash_in_rounds(together: CoordinatorProcess, database: Postgres) -> None:
+    """kill -9 of one replica, a crash of the database, kill -9 of the other replica, each time a round is half full."""
+    crashes: list[Callable[[], None]] = [lambda: kill(together, 1), database.crash, lambda: kill(together, 2)]
+    for number, crash in enumerate(crashes):
         with Connection(together.address) as connection:
-            next(s for s in connection.watch("toy") if s.round >= 2 * kill + 1 and 0 < s.accepted < CLIENTS)
-        os.kill(together.replicas[kill % 2 + 1], signal.SIGKILL)
-        together.event("replica_ended")
-        together.event("replica_started")
+            next(s for s in connection.watch("toy") if s.round >= 2 * number + 1 and 0 < s.accepted < CLIENTS)
+        crash()
+
+
+def kill(together: CoordinatorProcess, replica: int) -> None:
+    os.kill(together.replicas[replica], signal.SIGKILL)
+    together.event("replica_ended")
+    together.event("replica_started")
 
 
 async def counted(place: Place) -> set[tuple[int, str]]:

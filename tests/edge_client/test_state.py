@@ -9,8 +9,8 @@ import pytest
 
 from edge_client.state import DeviceState, Pending
 from wire import run_spec
-from wire.errors import MachineError, UserError
-from wire.messages import Contribution, Metrics, Task
+from wire.errors import MachineError, PayloadError, Reason, UserError
+from wire.messages import Contribution, Metrics, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
 
@@ -116,6 +116,22 @@ def test_forgetting_a_run_forgets_all_of_it(state: DeviceState) -> None:
     state.forget("r")
     assert state.runs() == []
     assert state.codec_state(run()) is None
+
+
+def test_a_run_only_goes_forward_whatever_the_coordinator_says(state: DeviceState) -> None:
+    def release(version: int, name: str = "r") -> ReleaseManifest:
+        return ReleaseManifest(name, version, "a" * 64, "b" * 64, None, None, None, ())
+
+    for version in (0, 1, 3, 3):
+        state.saw(release(version))
+    again = reopened(state)
+    with pytest.raises(PayloadError, match="goes back") as caught:
+        again.saw(release(2))
+    assert caught.value.reason is Reason.ROLLED_BACK
+    again.saw(release(0, "another"))
+    again.forget("r")
+    again.saw(release(0))
+    again.close()
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

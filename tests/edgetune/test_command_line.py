@@ -10,6 +10,7 @@ import pytest
 
 from tests.processes import edgetune
 
+INVITATION = f"edgetune://127.0.0.1:9/{'A' * 43}/{'A' * 22}"
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("edgetune", "experiments", "edge_client", "coordinator", "wire", "quantize", "protos")
 COMMANDS = [
@@ -17,9 +18,9 @@ COMMANDS = [
     ["demo"],
     ["quantize"],
     ["client"],
-    *(["client", action] for action in ("join", "status", "leave", "generate", "doctor")),
+    *(["client", action] for action in ("join", "enroll", "status", "leave", "generate", "doctor")),
     ["coordinator"],
-    ["coordinator", "serve"],
+    *(["coordinator", action] for action in ("serve", "init", "invite", "devices", "revoke")),
     ["run"],
     *(["run", action] for action in ("create", "list", "status", "watch", "verify", "export")),
 ]
@@ -98,6 +99,7 @@ def test_sources_are_found() -> None:
     ("absent", "words", "said"),
     [
         ("psutil", ["client", "doctor", "--quick"], "edgetune[client]"),
+        ("cryptography", ["client", "enroll", INVITATION], "edgetune[identity]"),
         ("torch", ["client", "doctor", "--engine", "torch"], "edgetune[torch]"),
         ("matplotlib", ["demo"], "edgetune[demo]"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from protos.v1 import federation_pb2 as pb
 from wire.delta import Delta, Layout, Tensor
-from wire.errors import GRPC_CODE, PayloadError, Reason, SpecError
+from wire.errors import PayloadError, Reason, SpecError
 from wire.messages import Contribution, Metrics, Receipt, ReleaseManifest, Share, Task
 
 TASK = Task("run", 3, 2, "evaluate", 2, "a" * 64, "b" * 64, "c" * 64, 12.5)
@@ -83,13 +83,6 @@ def test_a_weight_is_capped() -> None:
 def test_a_task_of_a_later_kind_is_refused_by_an_older_client() -> None:
     with pytest.raises(PayloadError, match="older than the coordinator"):
         Task.from_proto(pb.Task(run="run"))
-
-
-def test_every_reason_has_its_grpc_status() -> None:
-    import grpc
-
-    assert set(GRPC_CODE) == set(Reason)
-    assert all(hasattr(grpc.StatusCode, code) for code in GRPC_CODE.values())
 
 
 @pytest.mark.parametrize(

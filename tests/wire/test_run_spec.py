@@ -8,6 +8,7 @@ import pytest
 from coordinator import publish
 from edge_client.engines.toy import ToyBase
 from edge_client.methods import METHODS
+from edge_client.session import settled
 from wire import run_spec, spec
 from wire.errors import SpecError
 
@@ -38,6 +39,11 @@ def test_a_spec_survives_its_plain_form_and_its_digest_tells_every_change() -> N
     assert run_spec.parse(LEAST | {"seed": 1}).digest != run.digest
 
 
+def test_the_digest_of_a_run_is_for_ever_whatever_fields_are_added() -> None:
+    assert run_spec.parse(LEAST).digest[:16] == "e19d6f5305632e7f"
+    assert run_spec.parse(LEAST | {"cohort": {"goal": 1, "owner_share": 0.5}}).digest[:16] != "e19d6f5305632e7f"
+
+
 def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
     named = run_spec.parse(LEAST | {"codec": "int4"})
     assert named.codec is not None
@@ -58,6 +64,8 @@ def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
         ({"cohort": {"goal": 2, "minimum": 3}}, "minimum <= goal"),
         ({"cohort": {"goal": 2, "over_selection": 0.5}}, "over_selection"),
         ({"cohort": {"goal": 2, "deadline_s": float("inf")}}, "a finite number"),
+        ({"cohort": {"goal": 2, "owner_share": 0.0}}, "owner_share"),
+        ({"cohort": {"goal": 2, "owner_share": 1.1}}, "owner_share"),
         ({"cohort": {}}, "missing key 'goal'"),
         ({"codec": "int2"}, "unknown name 'int2'"),
         ({"codec": [{"id": "os.system"}]}, "unknown id 'os.system'"),
@@ -82,3 +90,49 @@ def test_a_spec_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
     with pytest.raises(SpecError, match=said) as caught:
         run_spec.read_toml(path)
     assert "run.toml" in str(caught.value)
+
+
+def test_a_run_in_rounds_keeps_the_name_it_had_before_there_were_buffers() -> None:
+    assert run_spec.parse(LEAST).digest == "e19d6f5305632e7fda2134d437e0cf472fb7661757dcbfd8601a3be244486d0f"
+
+
+ASYNC = {"mode": "async", "buffer": 4, "max_staleness": 2}
+
+
+@pytest.mark.parametrize(
+    ("cohort", "said"),
+    [
+        ({"mode": "async", "buffer": 4}, "needs buffer and max_staleness"),
+        (ASYNC | {"goal": 4}, "has no goal"),
+        ({"goal": 4, "buffer": 4}, 'need mode = "async"'),
+        ({"mode": "sync"}, "missing key 'goal'"),
+        (ASYNC | {"minimum": 5}, "minimum <= buffer"),
+        (ASYNC | {"max_staleness": -1}, "max_staleness must lie"),
+        ({"mode": "later"}, "'sync' or 'async'"),
+    ],
+)
+def test_a_buffered_cohort_that_cannot_be_is_refused_by_what_is_wrong_with_it(cohort: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        run_spec.parse(LEAST | {"cohort": cohort})
+
+
+@pytest.mark.parametrize(
+    ("method", "good"), [("lora", True), ("mezo", True), ("decomfl", False), ("hiso", False), ("kseed", False)]
+)
+def test_only_updates_that_mean_something_in_a_later_release_may_be_buffered(method: str, good: bool) -> None:
+    wanted = run_spec.parse(LEAST | {"cohort": ASYNC, "method": {"id": method}})
+    if good:
+        assert settled(wanted, ToyBase())[0].cohort.size == 4
+    else:
+        with pytest.raises(SpecError, match="async"):
+            settled(wanted, ToyBase())
+
+
+def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_release() -> None:
+    def wanted(refresh: int) -> run_spec.RunSpec:
+        method = {"id": "mezo", "subspace": {"structure": "subzero", "rank": 2, "refresh": refresh}}
+        return run_spec.parse(LEAST | {"cohort": ASYNC, "method": method})
+
+    assert settled(wanted(0), ToyBase())[0].cohort.size == 4
+    with pytest.raises(SpecError, match="refresh = 0"):
+        settled(wanted(3), ToyBase())

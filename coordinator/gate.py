@@ -1,0 +1,149 @@
+"""What every call passes before its handler: who calls, may they, do they speak for themselves, and are they still welcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from coordinator.identities import Identities
+from coordinator.permissions import check_method, check_names
+from coordinator.refusals import status_of
+from wire import certificates
+from wire.certificates import Certificate
+from wire.errors import EdgetuneError, IdentityError, Reason, Refused
+
+RECHECK_S = 2.0
+"""How often the caller of an open call is looked up again."""
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
+    """Wraps every handler. Without a row in `MAY_CALL` a method is refused, whatever it does."""
+
+    def __init__(self, identities: Identities) -> None:
+        self._identities = identities
+
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        return None if handler is None else self._guarded(details.method, handler)
+
+    def _guarded(self, method: str, handler: Any) -> Any:
+        made, inner = _SHAPES[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, inner)
+        wrap = self._generator if inspect.isasyncgenfunction(behaviour) else self._coroutine
+        return made(wrap(method, behaviour), handler.request_deserializer, handler.response_serializer)
+
+    def _coroutine(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            async with self._admitted(method, request, context) as own:
+                return await behaviour(own, context)
+
+        return guarded
+
+    def _generator(
+        self, method: str, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async with self._admitted(method, request, context) as own:
+                async for answer in behaviour(own, context):
+                    yield answer
+
+        return guarded
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        """The request, once its sender may make it; the call ends when that is over. Refusals leave as their status."""
+        try:
+            caller = presented(context)
+            check_method(method, caller)
+            if caller is None:
+                yield request
+                return
+            await self._identities.check(caller)
+            async with self._while_welcome(caller, context):
+                yield _checked(request, caller)
+        except EdgetuneError as error:
+            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+
+    @contextlib.asynccontextmanager
+    async def _while_welcome(self, caller: Certificate, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Cancels the call that is open in this block when its caller is revoked or its certificate ends."""
+        call, refusals = asyncio.current_task(), list[EdgetuneError]()
+        assert call is not None, "a handler runs in a task"
+
+        async def look() -> None:
+            while not refusals:
+                await asyncio.sleep(RECHECK_S)
+                try:
+                    await self._identities.check(caller)
+                except EdgetuneError as refused:  # a ledger that cannot be asked is a no, too
+                    refusals.append(refused)
+                    call.cancel()
+                    await _refuse_unheard(call, context, refused)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not refusals:
+                raise
+            call.uncancel()
+            raise refusals[0] from None
+        finally:
+            if not refusals:
+                looking.cancel()
+
+
+async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerContext, refused: EdgetuneError) -> None:
+    """A call that was cancelled while gRPC wrote for it ends without a status: its caller would wait for the deadline."""
+    await asyncio.wait([call], timeout=RECHECK_S)
+    with contextlib.suppress(Exception):  # abort always raises, and does nothing where the status is out
+        await context.abort_with_status(rpc_status.to_status(status_of(refused)))
+
+
+_SHAPES = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+
+
+def presented(context: grpc.aio.ServicerContext) -> Certificate | None:
+    """Whom the certificate of a call speaks for; None without one. TLS has checked who issued it."""
+    pem = presented_pem(context)
+    return None if pem is None else _read(pem)
+
+
+def presented_pem(context: grpc.aio.ServicerContext) -> str | None:
+    """The certificate of a call, PEM."""
+    found = context.auth_context().get("x509_pem_cert")
+    return found[0].decode() if found else None
+
+
+@functools.lru_cache(4096)
+def _read(pem: str) -> Certificate:
+    try:
+        return certificates.read(pem)
+    except IdentityError as error:
+        raise Refused(Reason.NOT_ENROLLED, str(error)) from error
+
+
+def _checked(request: Any, caller: Certificate) -> Any:
+    """A request that names no other device; of a stream, message by message."""
+    if hasattr(request, "DESCRIPTOR"):
+        check_names(request, caller)
+        return request
+    return _each_checked(request, caller)
+
+
+async def _each_checked(requests: AsyncIterator[Any], caller: Certificate) -> AsyncIterator[Any]:
+    async for message in requests:
+        check_names(message, caller)
+        yield message

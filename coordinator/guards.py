@@ -1,0 +1,143 @@
+"""What a coordinator takes on at once, so that no caller, slow, greedy or hostile, is in the way of the others.
+
+Bounds are of one process, except where they say of a device: those are kept by the ledger, for all replicas together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol, TypeVar
+
+from coordinator.stores import Blobs
+from wire.contract import RETRY_AFTER_S
+from wire.errors import PayloadError, Reason, Refused
+from wire.messages import CHUNK_BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Every bound. Sizes in bytes, times in seconds."""
+
+    part_bytes: int = CHUNK_BYTES
+    """The longest part or chunk."""
+    stall_s: float = 60.0
+    """A sender of whom nothing whole arrives for so long has stalled; what is durable of an upload stays."""
+    least_bytes_per_s: float = 4096.0
+    """A stream that is slower on average, its first `stall_s` aside, has stalled too."""
+    in_flight_bytes: int = 16 << 20
+    """Bytes received and not yet durable; what goes beyond is to come again."""
+    streams: int = 256
+    """Streams of parts open at once."""
+    device_parts: int = 2
+    """Parts of one device that are being made durable at once."""
+    device_uploads: int = 4
+    """Uploads that a device may have begun and not committed."""
+    device_bytes: int = 2 << 30
+    """What they may declare together."""
+    keep_s: float = 3600.0
+    """An upload to which nothing is added for so long is given up, and its bytes are deleted."""
+    disk_reserve_bytes: int = 256 << 20
+    """Kept free for combining and publishing: an update that would take of it is to come again."""
+    retry_after_s: float = RETRY_AFTER_S
+    """When one that is to come again should."""
+    full_retry_after_s: float = 30.0
+    """The same, where it waits for somebody to make room."""
+
+
+DEFAULTS = Limits()
+
+
+class Chunk(Protocol):
+    """A message of a stream that carries bytes."""
+
+    @property
+    def data(self) -> bytes: ...
+
+
+C = TypeVar("C", bound=Chunk)
+
+
+class Guards:
+    """Limits, and what counts against them now. For one event loop."""
+
+    def __init__(self, limits: Limits, blobs: Blobs) -> None:
+        self.limits, self._blobs = limits, blobs
+        self._in_flight, self._streams, self._parts = 0, 0, Counter[str]()
+
+    @contextlib.contextmanager
+    def in_flight(self, size: int) -> Iterator[None]:
+        """While `size` bytes are in memory. BUSY if they would be too many; one alone is never too many."""
+        if self._in_flight and self._in_flight + size > self.limits.in_flight_bytes:
+            raise self._busy("too many bytes are under way")
+        self._in_flight += size
+        try:
+            yield
+        finally:
+            self._in_flight -= size
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """While a stream of parts is open. BUSY if too many are."""
+        if self._streams >= self.limits.streams:
+            raise self._busy("too many uploads are under way")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    @contextlib.contextmanager
+    def part_of(self, device: str) -> Iterator[None]:
+        """While a part of `device` is being made durable. TOO_MANY_UPLOADS if too many are."""
+        if self._parts[device] >= self.limits.device_parts:
+            raise Refused(Reason.TOO_MANY_UPLOADS, f"{device} sends too many parts at once", self.limits.retry_after_s)
+        self._parts[device] += 1
+        try:
+            yield
+        finally:
+            self._parts[device] -= 1
+            if not self._parts[device]:
+                del self._parts[device]
+
+    def room(self, size: int) -> None:
+        """DISK_FULL if `size` more bytes would take of the reserve. Asks the file system: not for the event loop."""
+        free = self._blobs.free_bytes()
+        if free is not None and free - size < self.limits.disk_reserve_bytes:
+            raise Refused(Reason.DISK_FULL, "the coordinator's disk is almost full", self.limits.full_retry_after_s)
+
+    async def paced(self, chunks: AsyncIterator[C]) -> AsyncIterator[C]:
+        """What arrives, as long as it arrives fast enough: then STALLED. TOO_LARGE for a chunk that is too long.
+
+        Only the time that the sender takes is counted, not that in which this side is at work.
+        """
+        waited_s, received = 0.0, 0
+        while True:
+            began = time.monotonic()
+            chunk = await self._within(chunks)
+            waited_s += time.monotonic() - began
+            if chunk is None:
+                return
+            if len(chunk.data) > self.limits.part_bytes:
+                raise PayloadError(Reason.TOO_LARGE, f"a part has at most {self.limits.part_bytes} bytes")
+            received += len(chunk.data)
+            if received < self.limits.least_bytes_per_s * (waited_s - self.limits.stall_s):
+                raise self._stalled()
+            yield chunk
+
+    async def _within(self, chunks: AsyncIterator[C]) -> C | None:
+        try:
+            async with asyncio.timeout(self.limits.stall_s):
+                return await anext(chunks, None)
+        except TimeoutError as error:
+            raise self._stalled() from error
+
+    def _stalled(self) -> Refused:
+        return Refused(Reason.STALLED, "bytes come too slowly; go on from what is there")
+
+    def _busy(self, what: str) -> Refused:
+        return Refused(Reason.BUSY, f"{what}; come again", self.limits.retry_after_s)

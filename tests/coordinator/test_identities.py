@@ -1,0 +1,557 @@
+"""A real coordinator with identities, and callers who are not who they should be."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from coordinator import authority, serve
+from coordinator.authority import Authority
+from edge_client.identity import Identity, enroll
+from edge_client.transport import Connection
+from protos.v1 import federation_pb2 as pb
+from tests.coordinator.test_permissions import METHODS, filled
+from tests.coordinator.test_service import BIG, LAYOUT, created, make, update
+from tests.processes import CoordinatorProcess, administrator, edgetune, identified
+from wire import certificates
+from wire.errors import IdentityError, Reason, Refused, Unreachable
+from wire.identity import Invitation
+from wire.messages import Task
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorProcess]:
+    with identified(tmp_path_factory.mktemp("store")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def devices(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+    """Two devices, enrolled."""
+    return {name: enrolled(coordinator, tmp_path_factory.mktemp(name), name) for name in ("d1", "d2")}
+
+
+@pytest.fixture(scope="module")
+def revoked(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    identity = enrolled(coordinator, tmp_path_factory.mktemp("gone"), "gone")
+    with administrator(coordinator) as admin:
+        admin.revoke("gone")
+    return identity
+
+
+def invitation(coordinator: CoordinatorProcess, owner: str = "ann", quota: int | None = None, s: float = 60.0) -> str:
+    with administrator(coordinator) as admin:
+        return admin.invite(owner, quota, s)[0]
+
+
+def enrolled(coordinator: CoordinatorProcess, folder: Path, name: str, owner: str = "ann") -> Identity:
+    return enroll(Invitation.parse(invitation(coordinator, owner)), folder, name)
+
+
+def reason_of(call: Callable[[], Any]) -> Reason:
+    with pytest.raises(Refused) as caught:
+        call()
+    return caught.value.reason
+
+
+def raw(
+    address: str, tls: tuple[bytes, bytes, bytes] | None, authority_pem: bytes, method: str, request: Message
+) -> Any:
+    """One call with nothing of ours in between: the status, or None if it was answered."""
+    roots, *pair = tls or (authority_pem,)
+    credentials = grpc.ssl_channel_credentials(roots, *pair)
+    kind = METHODS.get(method)
+    with grpc.secure_channel(address, credentials) as channel:
+        shape = ("stream" if kind and kind.client_streaming else "unary") + (
+            "_stream" if kind and kind.server_streaming else "_unary"
+        )
+        call = getattr(channel, shape)(method, type(request).SerializeToString, bytes)
+        try:
+            answer = call(iter([request]) if shape.startswith("stream") else request, timeout=5)
+            if shape.endswith("_stream"):
+                next(iter(answer), None)
+        except grpc.RpcError as error:
+            return error.code()
+    return None
+
+
+def message(method: str, device: str) -> Message:
+    made: Message = GetMessageClass(METHODS[method].input_type)()
+    filled(made, device)
+    return made
+
+
+def certificate(
+    coordinator: CoordinatorProcess, name: str = "d1", lifetime_s: float = 60.0
+) -> tuple[bytes, bytes, bytes]:
+    """What somebody with the authority's key could make: a certificate for a fresh key."""
+    issuer, key = Authority(coordinator.identity), certificates.new_key()
+    pem = issuer.issue(name, certificates.public_of(key), lifetime_s)
+    return issuer.certificate.encode(), key.encode(), pem.encode()
+
+
+# The handshake.
+
+
+def test_the_handshake_lets_in_only_whom_this_authority_certified(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], tmp_path: Path
+) -> None:
+    ours = Authority(coordinator.identity)
+    other = authority.create(tmp_path / "other", ["localhost"])
+    roots, key, _ = devices["d1"].tls()
+    public = certificates.public_of(key.decode())
+    strangers: dict[str, tuple[bytes, bytes, bytes] | None] = {
+        "no certificate": None,
+        "another authority's": (roots, key, other.issue("d1", public, 60.0).encode()),
+        "self-signed": (roots, key, certificates.for_caller("device", "d1", public, key.decode(), 60.0).encode()),
+        "expired": (roots, key, ours.issue("d1", public, -1.0).encode()),
+        "the coordinator's own": (roots, ours.server()[0].encode(), ours.server()[1].encode()),
+        "a certificate that a device signed": (
+            roots, key, certificates.for_caller("admin", "d1", public, key.decode(), 60.0).encode(),
+        ),
+    }  # fmt: skip
+    method = "/edgetune.v1.Federation/CheckIn"
+    for what, tls in strangers.items():
+        assert raw(coordinator.address, tls, roots, method, message(method, "d1")) is grpc.StatusCode.UNAVAILABLE, what
+    # the same call with the device's own certificate reaches the coordinator, which refuses its protocol 0
+    assert raw(coordinator.address, devices["d1"].tls(), roots, method, message(method, "d1")) is (
+        grpc.StatusCode.INVALID_ARGUMENT
+    )
+
+
+def test_a_device_does_not_talk_to_a_coordinator_of_another_authority(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], tmp_path: Path
+) -> None:
+    other = authority.create(tmp_path / "other", ["localhost"])
+    _, key, own = devices["d1"].tls()
+    code = raw(
+        coordinator.address, (other.certificate.encode(), key, own), b"", "/edgetune.v1.Federation/CheckIn",
+        pb.CheckInRequest(device="d1"),
+    )  # fmt: skip
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_plain_call_does_not_reach_it_and_the_hint_says_why(coordinator: CoordinatorProcess) -> None:
+    with Connection(coordinator.address) as plain, pytest.raises(Unreachable, match="without one"):
+        plain.runs()
+
+
+def test_a_certificate_for_another_host_is_not_believed(tmp_path: Path) -> None:
+    """The server's names count: a certificate for elsewhere is no proof of being here."""
+    authority.create(tmp_path / "store" / "identity", ["fl.example.org"])
+    with (
+        CoordinatorProcess(tmp_path / "store") as elsewhere,
+        administrator(elsewhere) as admin,
+        pytest.raises(Unreachable),
+    ):
+        admin.runs()
+
+
+# What a certificate allows.
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_call_without_a_certificate_gives_the_code_of_the_table(
+    coordinator: CoordinatorProcess, method: str
+) -> None:
+    """On the enrolment port, where TLS asks for none."""
+    roots = Authority(coordinator.identity).certificate.encode()
+    code = raw(coordinator.enrolment, None, roots, method, message(method, "d1"))
+    expected = {"Authority": None, "Enroll": grpc.StatusCode.INVALID_ARGUMENT}  # the empty request is none
+    assert code is expected.get(method.rpartition("/")[2], grpc.StatusCode.UNAUTHENTICATED)
+
+
+NAMING = [m for m in sorted(METHODS) if filled(GetMessageClass(METHODS[m].input_type)(), "d")]
+
+
+@pytest.mark.parametrize("method", NAMING)
+def test_every_call_for_another_device_is_refused(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
+) -> None:
+    code = raw(coordinator.address, devices["d1"].tls(), b"", method, message(method, "d2"))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("method", sorted(m for m in METHODS if "/edgetune.v1.Administration/" in m))
+def test_no_administration_with_a_devices_certificate(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
+) -> None:
+    code = raw(coordinator.address, devices["d1"].tls(), b"", method, message(method, "d1"))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_call_of_a_device_that_is_not_in_the_ledger_is_refused(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
+) -> None:
+    """A good certificate, once for an unknown name and once for a known name with another key."""
+    for name in ("never-seen", "d2"):
+        code = raw(coordinator.address, certificate(coordinator, name), b"", method, message(method, name))
+        allowed = {"Authority", "Enroll"}
+        refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+        assert code in refused or method.rpartition("/")[2] in allowed
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_call_of_a_revoked_device_is_refused(
+    coordinator: CoordinatorProcess, revoked: Identity, method: str
+) -> None:
+    code = raw(coordinator.address, revoked.tls(), b"", method, message(method, "gone"))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_method_that_nobody_wrote_into_the_table_is_refused_to_administrators_too(
+    coordinator: CoordinatorProcess,
+) -> None:
+    """The health service answers List, which has no row."""
+    admin = Identity.read(coordinator.identity / "admin")
+    code = raw(coordinator.address, admin.tls(), b"", "/grpc.health.v1.Health/List", pb.ListRunsRequest())
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_health_answers_without_a_certificate(coordinator: CoordinatorProcess) -> None:
+    roots = Authority(coordinator.identity).certificate.encode()
+    with grpc.secure_channel(coordinator.enrolment, grpc.ssl_channel_credentials(roots)) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_certificate_that_ends_while_its_connection_is_open_ends_its_calls(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity]
+) -> None:
+    roots, key, _ = devices["d1"].tls()
+    short = Authority(coordinator.identity).issue("d1", certificates.public_of(key.decode()), 2.0)
+    with grpc.secure_channel(coordinator.address, grpc.ssl_channel_credentials(roots, key, short.encode())) as channel:
+        call = channel.unary_unary("/edgetune.v1.Federation/CheckIn", pb.CheckInRequest.SerializeToString, bytes)
+        request = pb.CheckInRequest(device="d1", protocol=1)
+        call(request, timeout=5)
+        time.sleep(2.1)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "expired" in (caught.value.details() or "")
+
+
+# Enrolment.
+
+
+def test_a_token_is_good_once(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    text = Invitation.parse(invitation(coordinator))
+    enroll(text, tmp_path / "one", "once-1")
+    assert reason_of(lambda: enroll(text, tmp_path / "two", "once-2")) is Reason.BAD_TOKEN
+    assert reason_of(lambda: enroll(text, tmp_path / "three", "once-1")) is Reason.NAME_TAKEN
+
+
+def test_a_device_whose_answer_was_lost_may_ask_again(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    text = Invitation.parse(invitation(coordinator))
+    first = enroll(text, tmp_path, "again")
+    (tmp_path / "identity.json").unlink()
+    assert enroll(text, tmp_path, "again").certificate.key == first.certificate.key
+
+
+def test_two_who_bring_one_token_at_once_are_one_device(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    text = Invitation.parse(invitation(coordinator, "race"))
+    barrier, outcomes = threading.Barrier(6), list[Any]()
+
+    def attempt(n: int) -> None:
+        barrier.wait()
+        try:
+            outcomes.append(enroll(text, tmp_path / str(n), f"racer-{n}"))
+        except Refused as refused:
+            outcomes.append(refused.reason)
+
+    threads = [threading.Thread(target=attempt, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(o, Identity) for o in outcomes) == 1
+    assert outcomes.count(Reason.BAD_TOKEN) == 5
+
+
+def test_an_expired_token_and_an_invented_one_are_refused(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    expired = Invitation.parse(invitation(coordinator, s=0.001))
+    invented = dataclasses.replace(expired, token=bytes(16))
+    for bad in (expired, invented):
+        with pytest.raises(Refused) as caught:
+            enroll(bad, tmp_path, "late")
+        assert caught.value.reason is Reason.BAD_TOKEN
+
+
+def test_the_quota_of_an_owner_counts_its_devices(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    texts = [Invitation.parse(invitation(coordinator, "bob", quota)) for quota in (1, None)]
+    enroll(texts[0], tmp_path / "1", "bob-1")
+    assert reason_of(lambda: enroll(texts[1], tmp_path / "2", "bob-2")) is Reason.QUOTA
+    invitation(coordinator, "bob", 2)
+    enroll(texts[1], tmp_path / "2", "bob-2")  # the refusal did not use the token up
+
+
+def test_a_revoked_name_is_not_enrolled_again(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    enrolled(coordinator, tmp_path, "banned")
+    with administrator(coordinator) as admin:
+        assert admin.revoke("banned").state == "revoked"
+    assert reason_of(lambda: enrolled(coordinator, tmp_path, "banned")) is Reason.REVOKED
+
+
+def test_an_invitation_of_another_coordinator_is_noticed_before_the_token_is_sent(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    text = Invitation.parse(invitation(coordinator))
+    with pytest.raises(IdentityError, match="nothing was sent"):
+        enroll(dataclasses.replace(text, authority=bytes(32)), tmp_path / "d", "careful")
+    assert not (tmp_path / "d").exists()
+    enroll(text, tmp_path / "d", "careful")
+
+
+@pytest.mark.parametrize(
+    ("owner", "quota", "lifetime_s"),
+    [("Bad Name", None, 60.0), ("ann", 0, 60.0), ("ann", None, 90_000.0), ("ann", None, 0)],
+)
+def test_an_invitation_that_cannot_be_is_refused(
+    coordinator: CoordinatorProcess, owner: str, quota: int | None, lifetime_s: float
+) -> None:
+    assert reason_of(lambda: invitation(coordinator, owner, quota, lifetime_s)) is Reason.BAD_REQUEST
+
+
+def test_only_the_hash_of_a_token_is_kept(coordinator: CoordinatorProcess) -> None:
+    text = invitation(coordinator)
+    ledger = b"".join(path.read_bytes() for path in Path(coordinator.store).glob("ledger.sqlite*"))
+    secret = Invitation.parse(text).token
+    assert secret not in ledger and secret.hex().encode() not in ledger
+    assert text.rpartition("/")[2].encode() not in ledger
+
+
+def test_devices_are_listed_with_their_owner_and_state(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    enrolled(coordinator, tmp_path, "listed", owner="carol")
+    with administrator(coordinator) as admin:
+        found = {device.name: device for device in admin.devices()}["listed"]
+    assert (found.owner, found.state) == ("carol", "active")
+    assert found.certificate_ends_at - time.time() == pytest.approx(7 * 86_400, abs=60)
+
+
+# Revocation.
+
+
+def test_a_held_check_in_ends_within_five_seconds_of_the_revocation(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], tmp_path: Path
+) -> None:
+    identity = enrolled(coordinator, tmp_path, "held")
+    with (
+        administrator(coordinator) as admin,
+        Connection(coordinator.address, identity=devices["d1"]) as first,
+        Connection(coordinator.address, identity=identity) as held,
+    ):
+        created_run(admin, "held-run")
+        assert isinstance(first.check_in("d1", ("held-run",), 1.0), Task)  # the only place
+        timer = threading.Timer(0.5, admin.revoke, ["held"])
+        timer.start()
+        began = time.monotonic()
+        assert reason_of(lambda: held.check_in("held", ("held-run",), 30.0)) is Reason.REVOKED
+        assert 0.4 < time.monotonic() - began < 5.5
+        timer.join()
+        assert reason_of(lambda: held.describe("held-run")) is Reason.REVOKED
+
+
+def created_run(admin: Connection, name: str, **changes: Any) -> Any:
+
+    run = make(name, **changes)
+    admin.create_run(run, LAYOUT, np.zeros(LAYOUT.size, np.float32))
+    return run
+
+
+def test_a_stalled_upload_ends_within_five_seconds_of_the_revocation(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    identity = enrolled(coordinator, tmp_path, "stalled")
+    stop = threading.Event()
+
+    def chunks() -> Iterator[pb.UploadChunk]:
+        yield pb.UploadChunk(digest="a" * 64, size=1 << 20, data=b"x")
+        stop.wait(20)
+
+    credentials = grpc.ssl_channel_credentials(*identity.tls())
+    with administrator(coordinator) as admin, grpc.secure_channel(coordinator.address, credentials) as channel:
+        call = channel.stream_unary("/edgetune.v1.Federation/Upload", pb.UploadChunk.SerializeToString, bytes)
+        threading.Timer(0.5, lambda: admin.revoke("stalled")).start()
+        began = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            call(chunks(), timeout=15)
+        assert time.monotonic() - began < 5.5
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        stop.set()
+    assert list(Path(coordinator.store).glob("blobs/aside/*")) == []
+
+
+def test_a_release_that_nobody_reads_on_ends_with_the_revocation(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    identity = enrolled(coordinator, tmp_path, "slow")
+    credentials = grpc.ssl_channel_credentials(*identity.tls())
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
+    with administrator(coordinator) as admin, grpc.secure_channel(coordinator.address, credentials, narrow) as channel:
+        admin.create_run(make("long"), BIG, np.zeros(BIG.size, np.float32))
+        call = channel.unary_stream(
+            "/edgetune.v1.Federation/FetchRelease", pb.FetchReleaseRequest.SerializeToString, bytes
+        )
+        stream = call(pb.FetchReleaseRequest(run="long"), timeout=20)
+        received = len(next(stream))
+        admin.revoke("slow")
+        time.sleep(4.0)
+        with pytest.raises(grpc.RpcError) as caught:
+            received += sum(len(chunk) for chunk in stream)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert received < 4 * BIG.size
+
+
+def test_what_a_revoked_device_gave_to_an_open_round_is_taken_out(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    identities = {name: enrolled(coordinator, tmp_path / name, name) for name in ("good", "bad")}
+    with administrator(coordinator) as admin:
+        run = created_run(admin, "cleaned", cohort={"goal": 2})
+        for name in ("bad", "good"):
+            with Connection(coordinator.address, identity=identities[name]) as device:
+                task = device.check_in(name, ("cleaned",), 1.0)
+                assert isinstance(task, Task)
+                if name == "bad":
+                    contribution, payload = update(run, task)
+                    device.send(dataclasses.replace(contribution, device=name), payload)
+        assert admin.status("cleaned").accepted == 1
+        admin.revoke("bad")
+        status = admin.status("cleaned")
+        assert (status.accepted, status.offered) == (0, 1)
+
+
+def test_revoking_whom_nobody_knows_is_said(coordinator: CoordinatorProcess) -> None:
+    with administrator(coordinator) as admin:
+        assert reason_of(lambda: admin.revoke("nobody")) is Reason.UNKNOWN_DEVICE
+
+
+# Without identities.
+
+
+def test_a_coordinator_without_identities_refuses_their_calls_by_name(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path / "store") as plain, Connection(plain.address) as connection:
+        for call in (
+            lambda: connection.invite("ann", None, 60.0),
+            connection.devices,
+            lambda: connection.revoke("d"),
+            lambda: created(connection, "shared", cohort={"goal": 1, "owner_share": 0.5}),
+        ):
+            assert reason_of(call) is Reason.NO_IDENTITIES
+
+
+def test_beyond_this_machine_it_listens_with_identities_or_not_at_all(tmp_path: Path) -> None:
+    refused = edgetune("coordinator", "serve", "--store", tmp_path / "s", "--listen", "0.0.0.0:0")
+    assert refused.returncode == 2 and "coordinator init" in refused.stderr and "--insecure" in refused.stderr
+    assert not (tmp_path / "s").exists()
+    with CoordinatorProcess(tmp_path / "s", "0.0.0.0:0", "--insecure") as open_to_all:
+        port = open_to_all.address.rpartition(":")[2]
+        with Connection(f"127.0.0.1:{port}") as connection:
+            assert connection.runs() == []
+
+
+def test_a_second_init_changes_nothing(tmp_path: Path) -> None:
+    first = edgetune("coordinator", "init", "--dir", tmp_path / "i", "--host", "fl.example.org")
+    assert first.returncode == 0 and "fl.example.org" in first.stdout
+    before = {path: path.read_bytes() for path in (tmp_path / "i").rglob("*") if path.is_file()}
+    second = edgetune("coordinator", "init", "--dir", tmp_path / "i")
+    assert second.returncode == 2 and "nothing was changed" in second.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "i").rglob("*") if path.is_file()}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in before)
+
+
+def test_a_running_coordinator_answers_with_the_renewed_certificate(tmp_path: Path) -> None:
+    made = authority.create(tmp_path, ["localhost", "127.0.0.1"])
+
+    async def shown() -> tuple[str, str]:
+        server = grpc.aio.server()
+        port = server.add_secure_port("127.0.0.1:0", serve._credentials(made, for_anyone=True))
+        await server.start()
+        first = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+        made._renew_server_at = time.time() - 1
+        second = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+        await server.stop(0)
+        return first, second
+
+    first, second = asyncio.run(shown())
+    assert first != second and all(certificates.is_issued_by(pem, made.certificate) for pem in (first, second))
+
+
+def test_a_revocation_holds_on_every_replica_within_five_seconds(tmp_path: Path, postgres_server: Any) -> None:
+    made = authority.create(tmp_path / "keys", ["localhost", "127.0.0.1"])
+    more = ("--blobs", str(tmp_path / "blobs"), "--replicas", "2")
+    with CoordinatorProcess(postgres_server.fresh(), "127.0.0.1:0", *more, identity=made.folder) as coordinator:
+        assert coordinator.enrolment != coordinator.address and len(coordinator.replicas) == 2
+        identity = enrolled(coordinator, tmp_path / "d", "d")
+        for _ in range(8):  # whichever replica answers
+            with Connection(coordinator.address, identity=identity) as connection:
+                connection.check_in("d", (), 0.0)
+        with administrator(coordinator) as admin:
+            admin.revoke("d")
+        time.sleep(5)
+        for _ in range(8):
+            with Connection(coordinator.address, identity=identity) as connection, pytest.raises(Refused) as caught:
+                connection.check_in("d", (), 0.0)
+            assert caught.value.reason is Reason.REVOKED
+
+
+def test_an_invitation_names_the_host_that_init_was_given(tmp_path: Path) -> None:
+    authority.create(tmp_path / "store" / "identity", ["fl.example.org", "127.0.0.1"])
+    with CoordinatorProcess(tmp_path / "store", "0.0.0.0:0") as coordinator:
+        port = coordinator.address.rpartition(":")[2]
+        identity = Identity.read(tmp_path / "store" / "identity" / "admin")
+        with Connection(f"127.0.0.1:{port}", identity=identity) as admin:
+            address = Invitation.parse(admin.invite("ann", None, 60.0)[0]).address
+    assert address == f"fl.example.org:{coordinator.enrolment.rpartition(':')[2]}"
+
+
+def test_the_servers_certificate_is_renewed_in_the_second_half_of_its_life(tmp_path: Path) -> None:
+    made = authority.create(tmp_path / "i", ["localhost"])
+    first = made.server()
+    assert made.server() == first
+    made._renew_server_at = time.time() - 1
+    second = made.server()
+    assert second != first and certificates.is_issued_by(second[1], made.certificate)
+    assert Authority(tmp_path / "i").server() not in (first, second)  # each process has a pair of its own
+
+
+def test_long_work_goes_on_while_nobody_is_there_to_renew_and_the_next_call_says_so(tmp_path: Path) -> None:
+    with identified(tmp_path / "store", "--certificates", "3s") as coordinator:
+        identity = enrolled(coordinator, tmp_path / "d", "d")
+        connection = Connection(coordinator.address, identity=identity)
+    time.sleep(1.6)
+    began = time.monotonic()
+    for _ in range(1000):  # as between training steps
+        connection.keep_current()
+    assert time.monotonic() - began < 5
+    time.sleep(1.5)
+    connection.keep_current()
+    with connection, pytest.raises(IdentityError, match="new invitation"):
+        connection.check_in("d", (), 0.0)
+
+
+def test_a_certificate_in_its_second_half_is_renewed_by_the_next_call(tmp_path: Path) -> None:
+    with identified(tmp_path / "store", "--certificates", "4s") as coordinator:
+        identity = enrolled(coordinator, tmp_path / "d", "d")
+        first = identity.certificate
+        with Connection(coordinator.address, identity=identity) as connection:
+            connection.check_in("d", (), 0.0)
+            assert identity.certificate == first
+            time.sleep(2.1)
+            connection.check_in("d", (), 0.0)
+        assert identity.certificate.not_after > first.not_after
+        assert Identity.read(tmp_path / "d").certificate == identity.certificate
