@@ -1,11 +1,13 @@
 """The coordinator's own certificate authority: a folder that `edgetune coordinator init` makes, and what is issued from it.
 
     ca.pem ca.key               the authority; who has its key can make any certificate
+    enrolment.pem enrolment.key what the enrolment door answers with, for as long as the authority lives
     release.key                 signs releases (Ed25519)
     admin/                      an administrator's identity: copy it to where `edgetune run` is typed
 
-Whoever can read the folder is the coordinator: keys have mode 0600, the folder 0700. What a process answers with is no file:
-each makes its own pair when it starts, and another one before that ends, so that replicas share nothing but what never changes.
+Whoever can read the folder is the coordinator: keys have mode 0600, the folder 0700. What devices are answered with is no
+file: each process makes its own pair when it starts, and another one before that ends, so that replicas share nothing but what
+never changes. A device that enrols believes the very certificate that it has seen, so all replicas have that one.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Authority:
         self._key, self._release_key = self._text("ca.key"), self._text("release.key")
         self.release_key = certificates.release_public(self._release_key)
         self.hosts = tuple(self._text("hosts").split())
+        self.enrolment = (self._text("enrolment.key"), self._text("enrolment.pem"))
         self._server, self._renew_server_at = self._new_server()
 
     @classmethod
@@ -98,6 +101,10 @@ def _fill(folder: Path, hosts: Sequence[str]) -> None:
         "hosts": "\n".join(hosts),
     }.items():
         write_private(folder / name, text.encode())
+    enrolment_key = certificates.new_key()
+    write_private(folder / "enrolment.key", enrolment_key.encode())
+    enrolment = certificates.for_server(hosts, enrolment_key, key, AUTHORITY_S)
+    write_private(folder / "enrolment.pem", enrolment.encode())
     admin_key = certificates.new_key()
     admin = certificates.for_caller("admin", ADMIN, certificates.public_of(admin_key), key, AUTHORITY_S)
     write_key(folder / "admin", admin_key)

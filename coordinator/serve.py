@@ -110,9 +110,13 @@ def _open(server: grpc.aio.Server, listen: Doors, who: Identities | None) -> Doo
 
 
 def _credentials(authority: Authority, for_anyone: bool) -> grpc.ServerCredentials:
-    """TLS with the server's certificate of the hour. grpcio either demands a client's certificate or cannot see one:
-    hence two ports."""
-    shown = authority.server()
+    """TLS with the server's certificate of the hour; at the enrolment door with one that stays. grpcio either demands a
+    client's certificate or cannot see one: hence two ports."""
+
+    def current() -> tuple[str, str]:
+        return authority.enrolment if for_anyone else authority.server()
+
+    shown = current()
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         key, certificate = (pem.encode() for pem in shown)
@@ -122,9 +126,9 @@ def _credentials(authority: Authority, for_anyone: bool) -> grpc.ServerCredentia
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         """Asked at every handshake: None while nothing has changed."""
         nonlocal shown
-        if authority.server() == shown:
+        if current() == shown:
             return None
-        shown = authority.server()
+        shown = current()
         return configuration()
 
     return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=not for_anyone)

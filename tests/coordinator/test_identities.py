@@ -479,7 +479,7 @@ def test_a_running_coordinator_answers_with_the_renewed_certificate(tmp_path: Pa
 
     async def shown() -> tuple[str, str]:
         server = grpc.aio.server()
-        port = server.add_secure_port("127.0.0.1:0", serve._credentials(made, for_anyone=True))
+        port = server.add_secure_port("127.0.0.1:0", serve._credentials(made, for_anyone=False))
         await server.start()
         first = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
         made._renew_server_at = time.time() - 1
@@ -497,7 +497,9 @@ def test_a_revocation_holds_on_every_replica_within_five_seconds(tmp_path: Path,
     with CoordinatorProcess(postgres_server.fresh(), "127.0.0.1:0", *more, identity=made.folder) as coordinator:
         assert coordinator.enrolment != coordinator.address and len(coordinator.replicas) == 2
         identity = enrolled(coordinator, tmp_path / "d", "d")
-        for _ in range(8):  # whichever replica answers
+        for n in range(6):  # whichever replicas answer its calls
+            enrolled(coordinator, tmp_path / f"d{n}", f"d{n}")
+        for _ in range(8):
             with Connection(coordinator.address, identity=identity) as connection:
                 connection.check_in("d", (), 0.0)
         with administrator(coordinator) as admin:

@@ -83,4 +83,13 @@ def test_no_message_lets_a_device_speak_for_another(method: str) -> None:
 
 def test_the_messages_that_name_a_device_are_found() -> None:
     naming = {name for name, m in METHODS.items() if filled(GetMessageClass(m.input_type)(), "d")}
-    assert {n.rpartition("/")[2] for n in naming} == {"CheckIn", "Submit", "Commit", "Leave", "Revoke", "Enroll"}
+    assert {n.rpartition("/")[2] for n in naming} == {
+        "CheckIn",
+        "Submit",
+        "CreateUpload",
+        "AppendUpload",
+        "Commit",
+        "Leave",
+        "Revoke",
+        "Enroll",
+    }
