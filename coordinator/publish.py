@@ -97,7 +97,7 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
         raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
-        raise SpecError("directions: a run that also takes deltas needs a method with neither pool nor curvature")
+        raise SpecError("a run that takes deltas too needs scalars with neither pool nor curvature: not kseed or hiso")
     return made
 
 

@@ -77,7 +77,7 @@ def _compute_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
     parser.add_argument("--max-memory", type=memory, metavar="SIZE", help="fit training into this, for example 2G")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one for each core)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: one for each core)")
 
 
 def _join_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +126,17 @@ def memory(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 2G or 800M")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all; leave it out for no limit")
+    return size
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -269,7 +279,7 @@ def _generate(args: argparse.Namespace) -> int:
         run, layout = connection.describe(args.run)
         row = methods(run)[0].tunes()
         held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed), args.release)
-    chosen = engine_class(args.engine, run)
+    chosen = engine_class(args.engine, run, args.max_memory)
     if not hasattr(chosen, "generate"):
         raise UserError(f"base {run.base.model!r} has no language to answer in")
     base = bases.find(run.base, args.base)

@@ -17,14 +17,16 @@ import numpy as np
 
 from edge_client import bases, data
 from edge_client.adapters import Base
+from edge_client.adapters.low_rank import layer_number
 from edge_client.engines import ENGINES, Tokens, torch_memory
 from edge_client.methods import Method
 from edge_client.methods.hybrid import Hybrid
 from edge_client.participate import peak_rss_bytes
-from edge_client.session import engine_class, fitting_method, settled
+from edge_client.session import GRADIENT_BYTES, engine_class, fitting_method, settled
 from edge_client.transport import Connection
 from quantize import QuantizedBase
 from wire import run_spec, spec
+from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout
 from wire.errors import MachineError
 from wire.run_spec import RunSpec
@@ -55,8 +57,6 @@ FORWARD = run_spec.parse(
 MIB = 1 << 20
 MEASURED_STEPS = 2
 MEASURED_CALLS = 5
-GRADIENT_BYTES = 800 * MIB
-"""What gradients on the default base need at the least: below, a device is better off with losses alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +167,11 @@ def examine(
     offered = {name: _state(name) for name in ENGINES}
     base = bases.find(run.base, folder)
     run, _ = settled(run, base)
-    chosen = engine_class(engine, run)
+    chosen = engine_class(engine, run, max_memory)
     method = fitting_method(run, chosen)
     layout = method.tunes().layout(base)
-    traffic = _traffic(run, layout)
     limit = max_memory or hardware.memory_free
+    traffic = _traffic(run, layout, method, _gradient_layers(base, method, layout, limit))
     try:
         picked = _picked(run, chosen, base, method, layout, limit, why or _why(chosen, method))
         measured = _measure(chosen, base, method, layout, limit, threads) if measure else None
@@ -227,16 +227,29 @@ def _state(name: str) -> str:
     return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
 
 
-def _traffic(run: RunSpec, layout: Layout) -> Traffic:
-    """A normal delta stands for a real one: only an entropy coder would notice the difference."""
+def _traffic(run: RunSpec, layout: Layout, method: Method, gradient_layers: int | None) -> Traffic:
+    codec, scalars = run.chain(), run.directions.max_bytes() if run.directions else 0
+    down = 4 * layout.size if codec else 20 + 4 * (run.directions.count if run.directions else 0)
+    if codec is None or method.forward_only:
+        return Traffic(scalars, down, 4 * layout.size)
+    below = _below(layout, gradient_layers)
+    split = HEAD.size + scalars if below else 0
+    return Traffic(split + _coded(codec, layout.above(below)), down, 4 * layout.size)
+
+
+def _coded(codec: Chain, layout: Layout) -> int:
+    """Bytes of a delta. A normal one stands for a real one: only an entropy coder would notice the difference."""
     values = np.random.Generator(np.random.Philox(key=0)).standard_normal(layout.size, np.float32) * np.float32(1e-3)
-    codec = run.chain()
-    if codec is None:
-        assert run.directions is not None, "a run sends something"
-        return Traffic(up=run.directions.max_bytes(), down=12 + 8 + 4 * run.directions.count, float32=4 * layout.size)
     payload, _ = codec.encode(Delta(layout, values), codec.init(layout))
-    scalars = HEAD.size + run.directions.max_bytes() if run.directions else 0
-    return Traffic(up=len(payload) + scalars, down=4 * layout.size, float32=4 * layout.size)
+    return len(payload)
+
+
+def _below(layout: Layout, gradient_layers: int | None) -> int:
+    """How many tensors lie below a cut; the last layer that an adapter tunes is taken for the model's."""
+    numbers = [number for tensor in layout.tensors if (number := layer_number(tensor.name)) is not None]
+    if gradient_layers is None or not numbers:
+        return 0
+    return sum(number <= max(numbers) - gradient_layers for number in numbers)
 
 
 def _why(chosen: Any, method: Method) -> str:
@@ -350,7 +363,7 @@ def _costs(p: Picked, t: Traffic, m: Measured | None) -> list[str]:
     said = [f"picked       engine {p.engine} on {p.model} as {p.format}, {_mib(p.base_bytes)}, base {p.base[:12]}"]
     said.append(f"method       {p.method}: {p.why}")
     if p.gradient_layers is not None:
-        said.append(f"             gradients in the last {p.gradient_layers} layers, losses alone below")
+        said.append(f"             gradients in the last {p.gradient_layers} layers, losses alone in those below")
     if p.expected_memory is not None and p.sequences_at_once is None:
         said.append(f"memory       {_mib(p.expected_memory)} expected")
     elif p.expected_memory is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
+from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
 from edge_client.methods import METHODS, Method
@@ -66,7 +67,7 @@ class Session:
         return self._work[run.digest]
 
     def _prepare(self, run: RunSpec, layout: Layout) -> Work:
-        chosen = engine_class(self._device.engine, run)
+        chosen = engine_class(self._device.engine, run, self._device.max_memory)
         method = fitting_method(run, chosen)
         train, held_out = data.split(list(self._examples), run.evaluation.fraction, run.seed)
         base = bases.find(run.base, self._device.base)
@@ -94,14 +95,18 @@ class Session:
         return self._engines[key]
 
 
-def engine_class(wanted: str, run: RunSpec) -> Any:
+GRADIENT_BYTES = 800 << 20
+"""What gradients on the default base need at the least: below, a device is better off with losses alone."""
+
+
+def engine_class(wanted: str, run: RunSpec, max_memory: int | None = None) -> Any:
     """The engine for a run: the toy for the toy base, else the one asked for. Raises MissingExtra, SpecError.
 
-    `auto` takes torch where it is installed and the run wants gradients, and onnx where losses are enough: it computes
-    them in less memory.
+    `auto` takes torch where it is installed, the run wants gradients and `max_memory` bytes are enough for them, and onnx
+    where losses are enough: it computes them in less memory.
     """
     toy = run.base.model == bases.TOY
-    name = wanted if wanted != "auto" else (bases.TOY if toy else _fitting_engine(run))
+    name = wanted if wanted != "auto" else (bases.TOY if toy else _fitting_engine(run, max_memory))
     if toy != (name == bases.TOY):
         raise SpecError(f"--engine {name} cannot compute on base {run.base.model!r}; use --engine auto")
     chosen: Any = spec.row_class(ENGINES, name, "--engine")
@@ -110,11 +115,13 @@ def engine_class(wanted: str, run: RunSpec) -> Any:
     return chosen
 
 
-def _fitting_engine(run: RunSpec) -> str:
+def _fitting_engine(run: RunSpec, max_memory: int | None) -> str:
     ready = {name: not _missing(name) for name in ("onnx", "torch")}
     onnx_can = run.base.format == "int4-onnx" and run.directions is not None
     gradients = any(not m.forward_only for m in methods(run))
-    if gradients and ready["torch"]:
+    losses_do = onnx_can and ready["onnx"] and any(m.forward_only for m in methods(run))
+    too_small = max_memory is not None and max_memory < GRADIENT_BYTES
+    if gradients and ready["torch"] and not (too_small and losses_do):
         return "torch"
     return "onnx" if onnx_can and (ready["onnx"] or not ready["torch"]) else "torch"
 
@@ -136,13 +143,15 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
     """A run with its methods written out and the rules that follow from them: along which directions scalars are sent,
     and no codec if no method sends deltas. Raises SpecError for two methods that do not tune the same adapter."""
     rows = methods(wanted)
+    _check_kinds(rows, base)
     directions = [found for row in rows if (found := row.directions()) is not None]
     if len({row.tunes().layout(base).digest for row in rows}) > 1:
         raise SpecError("method and forward_method tune different adapters: give both the same [adapter]")
     if len(set(directions)) > 1:
+        described = " and ".join(f"{d.count} drawn by {d.drawn} in {d.bits} bits" for d in directions)
         raise SpecError(
-            "method and forward_method send scalars along other directions: a run has one set, so give both the same"
-            " number of them, bits and subspace, and methods that draw alike"
+            f"method and forward_method send scalars along other directions, {described}: a run has one set. Give both the"
+            " same local_steps · perturbations, bits and subspace; beside hybrid the forward_method is mezo"
         )
     changed = dataclasses.replace(
         wanted,
@@ -153,6 +162,15 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
     )
     check_mode(changed)
     return changed, rows[0].tunes()
+
+
+def _check_kinds(rows: list[Method], base: Base) -> None:
+    """Raises SpecError for a method that no device could take part in as what it stands for."""
+    if len(rows) > 1 and not rows[1].forward_only:
+        fit = ", ".join(sorted(name for name in METHODS if spec.row_class(METHODS, name).forward_only))  # type: ignore[attr-defined]
+        raise SpecError(f"forward_method.id: {rows[1].id!r} needs gradients; choose one of {fit}")
+    if any(row.cuts for row in rows) and all(layer_number(module) is None for module in base.linears()):
+        raise SpecError("method.id: hybrid needs a base with numbered layers to cut between; this one has none")
 
 
 def fitting_method(run: RunSpec, engine: Any) -> Method:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from coordinator import publish
 from edge_client import bases
 from edge_client.adapters import Base
 from edge_client.releases import Releases
@@ -123,6 +124,7 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
+    publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
     return connection.create_run(named, layout, adapter.initial(layout, named.seed))
 
 
@@ -312,4 +314,6 @@ def _combine(backend: str) -> Combine:
         return prng.combine_numba
     from edge_client.engines import torch_directions
 
+    if not torch_directions.available("cpu" if backend == "torch" else backend):
+        raise UserError(f"--backend {backend}: torch finds no such device here; take numpy, numba or torch")
     return functools.partial(torch_directions.combine, device="cpu" if backend == "torch" else backend)

@@ -61,7 +61,7 @@ class Directions:
         if self.curvature and self.drawn != "round":
             raise ValueError("curvature needs directions drawn by round")
         if self.subspace and self.curvature:
-            raise ValueError("curvature needs directions that are drawn entry by entry, without a subspace")
+            raise ValueError("a method with curvature (hiso) draws its directions entry by entry: leave subspace out")
         if self.subspace and self.drawn == "pool" and self.subspace.refresh:
             raise ValueError("a pool's directions are the run's: give its subspace refresh = 0")
 

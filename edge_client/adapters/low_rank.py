@@ -146,6 +146,10 @@ class LoraCore:
 
     def layout(self, base: Base) -> Layout:
         modules = targeted(base, self.targets, self.layers)
+        if not base.dequantized(f"{next(iter(modules))}.weight").any():
+            raise SpecError(
+                "lora_sb: this base's weights are zero, so a core between their directions does nothing; tune lora"
+            )
         role: Role = "core"
         return Layout(tuple(Tensor(f"{PREFIX}{m}.lora_core.weight", (self.rank, self.rank), role) for m in modules))
 

@@ -22,6 +22,12 @@ def combine(strands: Sequence[Strand], size: int, device: torch.device | str = "
     return summed
 
 
+def available(device: str) -> bool:
+    """Whether torch can compute on "cpu", "cuda" or "mps" here."""
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return found[device]
+
+
 def signs(key: int, direction: int, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Direction `direction` under `key`: int64 [size] of +1 and -1."""
     words = _philox(-(-size // BLOCK), direction, key, device)

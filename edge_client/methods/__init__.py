@@ -96,3 +96,10 @@ def check_between(name: str, value: int, low: int, high: int) -> None:
     """Raises ValueError."""
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low} and {high}")
+
+
+def check_positive(**values: float) -> None:
+    """Raises ValueError."""
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, not {value:g}")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from edge_client.engines import HybridEngine, Tokens
-from edge_client.methods import Draw, Progress, Trained, batches, check_between
+from edge_client.methods import Draw, Progress, Trained, batches, check_between, check_positive
 from edge_client.methods.lora import Lora
 from edge_client.methods.slopes import Numbers, Slopes, said
 from wire.delta import Delta, Vector
@@ -41,8 +41,7 @@ class Hybrid(Lora):
             check_between("layers", self.layers, 1, 10_000)
         check_between("perturbations", self.perturbations, 1, 4096)
         check_between("local_steps * perturbations", self.local_steps * self.perturbations, 1, 65_536)
-        if self.epsilon <= 0 or self.learning_rate_below <= 0:
-            raise ValueError("epsilon and learning_rate_below must be positive")
+        check_positive(epsilon=self.epsilon, learning_rate_below=self.learning_rate_below)
 
     def directions(self) -> Directions:
         return Directions("device", self.local_steps * self.perturbations, self.bits)

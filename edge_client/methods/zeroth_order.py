@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_client.adapters import ADAPTERS, Adapter
 from edge_client.engines import Engine, Tokens
-from edge_client.methods import Draw, Progress, Trained, batches, check_between
+from edge_client.methods import Draw, Progress, Trained, batches, check_between, check_positive
 from edge_client.methods.slopes import Numbers, Slopes, said
 from wire import spec
 from wire.delta import Vector
@@ -62,8 +62,7 @@ class ZerothOrder:
         check_between("local_steps * perturbations", self.local_steps * self.perturbations, 1, 65_536)
         check_between("batch", self.batch, 1, 4096)
         check_between("sequence_length", self.sequence_length, 2, 1 << 17)
-        if self.epsilon <= 0 or self.learning_rate <= 0:
-            raise ValueError("epsilon and learning_rate must be positive")
+        check_positive(epsilon=self.epsilon, learning_rate=self.learning_rate)
         self.directions()
         self.tunes()
 
@@ -143,6 +142,10 @@ class KSeed(ZerothOrder):
     pro: bool = False
     id: ClassVar[str] = "kseed"
     drawn: ClassVar[Literal["round", "device", "pool"]] = "pool"
+
+    def __post_init__(self) -> None:
+        check_between("pool", self.pool, 1, 65_536)
+        super().__post_init__()
 
     def directions(self) -> Directions:
         return Directions(self.drawn, self.pool, self.bits, subspace=self.subspace)

@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     names = _prepare(args)
     _base(args.model, mode.format, console)
     started = time.monotonic()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # leaves the block below, which ends its children
     with Processes(args.out) as processes:
         address = processes.coordinator()
         measured = _federate(spec, names, address, processes, args, console)

@@ -115,4 +115,4 @@ def test_doctor_says_in_how_many_layers_a_device_has_gradients_and_steps_so(tmp_
     tight = doctor.examine(run, "torch", base.folder, roomy.expected_memory - 1000, 1, measure=True)
     assert tight.picked is not None and tight.picked.gradient_layers == 1
     assert tight.measured is not None and tight.measured.step_s > 0
-    assert "gradients in the last 1 layers, losses alone below" in doctor.text(tight)
+    assert "gradients in the last 1 layers, losses alone in those below" in doctor.text(tight)

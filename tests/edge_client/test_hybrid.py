@@ -8,16 +8,13 @@ import torch
 
 from edge_client.engines import IGNORE, Optimizer, Tokens
 from edge_client.engines.torch_engine import TorchEngine
-from edge_client.engines.toy import ToyBase, ToyEngine
 from edge_client.methods import Draw
 from edge_client.methods.hybrid import Hybrid
 from edge_client.methods.lora import Lora
 from edge_client.participate import codec_state
-from edge_client.session import fitting_method, settled
 from quantize import QuantizedBase
 from quantize.base_model import build
 from tests.models import tiny_llama
-from wire import run_spec
 from wire.codecs.chain import codec
 from wire.delta import Layout, Tensor, Vector
 from wire.errors import SpecError
@@ -141,10 +138,3 @@ def test_codec_state_of_another_cut_is_not_used() -> None:
     assert codec_state(chain, small, kept) is kept
     assert codec_state(chain, large, kept)[residual].shape == (2000,)
     assert not codec_state(chain, small, None)[residual].any()
-
-
-def test_an_engine_without_layers_does_not_take_part_in_hybrid_order() -> None:
-    table = {"name": "toy", "base": {"model": "toy", "format": "toy"}, "rounds": 1, "cohort": {"goal": 1}}
-    run, _ = settled(run_spec.parse(table | {"method": {"id": "hybrid", "rank": 2}}), ToyBase())
-    with pytest.raises(SpecError, match="gradients above a cut"):
-        fitting_method(run, ToyEngine)

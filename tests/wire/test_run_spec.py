@@ -120,7 +120,8 @@ def test_a_buffered_cohort_that_cannot_be_is_refused_by_what_is_wrong_with_it(co
     ("method", "good"), [("lora", True), ("mezo", True), ("decomfl", False), ("hiso", False), ("kseed", False)]
 )
 def test_only_updates_that_mean_something_in_a_later_release_may_be_buffered(method: str, good: bool) -> None:
-    wanted = run_spec.parse(LEAST | {"cohort": ASYNC, "method": {"id": method}})
+    adapter = {"id": "lora", "rank": 2, "tuned": "B"}
+    wanted = run_spec.parse(LEAST | {"cohort": ASYNC, "method": {"id": method, "adapter": adapter}})
     if good:
         assert settled(wanted, ToyBase())[0].cohort.size == 4
     else:
@@ -130,7 +131,8 @@ def test_only_updates_that_mean_something_in_a_later_release_may_be_buffered(met
 
 def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_release() -> None:
     def wanted(refresh: int) -> run_spec.RunSpec:
-        method = {"id": "mezo", "subspace": {"structure": "subzero", "rank": 2, "refresh": refresh}}
+        subspace = {"structure": "subzero", "rank": 2, "refresh": refresh}
+        method = {"id": "mezo", "adapter": {"id": "lora", "rank": 2, "tuned": "B"}, "subspace": subspace}
         return run_spec.parse(LEAST | {"cohort": ASYNC, "method": method})
 
     assert settled(wanted(0), ToyBase())[0].cohort.size == 4
