@@ -398,13 +398,13 @@ def test_a_sweep_spares_what_is_on_its_way(folder: Place) -> None:
 
 
 def test_a_sweep_deletes_and_counts_what_was_given_up(folder: Place) -> None:
-    with replicas(folder, keep_s=0.3) as [replica]:
+    with replicas(folder, keep_s=3.0) as [replica]:
         device = Device(replica)
         before = kept(replica.store)
         device.append(device.part(device.create().upload, 0))
         make_old(folder)
         assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=False)).blobs == 0
-        time.sleep(0.5)
+        time.sleep(3.2)
         assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=True)).blobs == 0
         assert asyncio.run(sweep(folder.open(), 3600.0, dry_run=False)).blobs == 1
         assert kept(replica.store) == before
