@@ -43,9 +43,9 @@ def speeches(devices: int, train: int, test: int, seed: int) -> Task:
     """The speeches of the roles that say most, a role a device; every fifth speech is held out."""
     roles = texts.shakespeare()
     most = sorted(roles, key=lambda role: (-sum(len(s.split()) for s in roles[role]), role))[:devices]
-    kept = {role: [s for i, s in enumerate(roles[role]) if i % 5] for role in most}
+    kept = [[Example(text=s) for i, s in enumerate(roles[role]) if i % 5] for role in most]
     held_out = [Example(text="\n".join(roles[role][::5])) for role in most]
-    return Task({role: [Example(text=s) for s in kept[role]] for role in most}, held_out)
+    return Task({f"device-{n}": some for n, some in enumerate(kept)}, held_out)
 
 
 TASKS: Mapping[str, Callable[[int, int, int, int], Task]] = {"r8": r8, "hotels": hotels, "speeches": speeches}

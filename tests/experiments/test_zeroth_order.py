@@ -73,3 +73,13 @@ def test_the_table_gives_the_mean_and_spread_of_seeds() -> None:
 
     said = zeroth_order.table([cell(0, 1.0), cell(1, 2.0)])
     assert "| mezo core | 2,688 | 100 | 1.500 ± 0.707 | 50 ± 0 % | 300 | 5 | 400 |" in said
+
+
+def test_a_role_a_device_and_every_fifth_speech_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = {f"KING {n} play": [f"speech {i} of {n} " * (n + 1) for i in range(10)] for n in range(5)}
+    monkeypatch.setattr(texts, "shakespeare", lambda: roles)
+    task = tasks.speeches(2, 0, 0, 0)
+    assert list(task.devices) == ["device-0", "device-1"]
+    assert [len(some) for some in task.devices.values()] == [8, 8]
+    assert task.test[0].text.startswith("speech 0 of 4") and "speech 5 of 4" in task.test[0].text
+    assert all("speech 5 " not in example.text for example in task.devices["device-0"])
