@@ -286,14 +286,14 @@ def _picked(run: RunSpec, chosen: Any, base: Base, method: Method, layout: Layou
 def _gradient_layers(base: Base, method: Method, layout: Layout, limit: int) -> int | None:
     if not isinstance(method, Hybrid) or not isinstance(base, QuantizedBase):
         return None
-    sizes = (base.bytes_on_disk, layout.size, method.batch, method.sequence_length)
+    sizes = (torch_memory.resident(base), layout.size, method.batch, method.sequence_length)
     return method.layers or torch_memory.affordable(_config(base), *sizes, limit)
 
 
 def _plan(base: Base, method: Method, layout: Layout, limit: int, layers: int | None) -> torch_memory.Plan | None:
     if not isinstance(base, QuantizedBase):
         return None
-    sizes = (base.bytes_on_disk, layout.size, method.batch, method.sequence_length)
+    sizes = (torch_memory.resident(base), layout.size, method.batch, method.sequence_length)
     return torch_memory.plan(_config(base), *sizes, limit, layers)
 
 

@@ -35,7 +35,7 @@ class TorchEngine:
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
     ):
         self.layout, self._device, self._limit = layout, device, max_memory
-        self._base_bytes = base.bytes_on_disk
+        self._base_bytes = torch_memory.resident(base)
         self.text = Text(base.folder)
         self._model, self._factors = torch_model.build(base, adapter.placement(base), layout, device)
         inner = self._model.base_model.model if hasattr(self._model, "peft_config") else self._model

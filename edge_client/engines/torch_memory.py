@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+from quantize import QuantizedBase
 from wire.errors import MachineError
 
 MIB = 1 << 20
@@ -43,6 +45,13 @@ def plan(
     raise MachineError(
         f"--max-memory {limit / MIB:.0f}M is too little for sequences of {length} tokens: {least / MIB:.0f}M is the least"  # type: ignore[operator]
     )
+
+
+def resident(base: QuantizedBase) -> int:
+    """Bytes of a base in memory: its file, and float32 copies of what is not multiplied from its codes (an 8-bit embedding)."""
+    coded = {f"{module}.weight" for module in base.linears()}
+    loose = [name for name in base.names() if name not in coded and base.scheme(name) not in ("bf16", "f32")]
+    return base.bytes_on_disk + sum(4 * math.prod(base.shape(name)) for name in loose)
 
 
 def affordable(config: Any, fixed: int, adapter_size: int, batch: int, length: int, limit: int | None) -> int:

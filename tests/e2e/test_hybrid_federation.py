@@ -50,7 +50,7 @@ def test_devices_send_what_their_memory_allows_and_the_round_can_be_computed_aga
     (tmp_path / "run.toml").write_text(RUN.format(model=model))
     run, adapter = settled(run_spec.read_toml(tmp_path / "run.toml"), base)
     config = type("Config", (), json.loads((base.folder / "config.json").read_text()))
-    whole = torch_memory.plan(config, base.bytes_on_disk, adapter.layout(base).size, 2, 32, None).expected
+    whole = torch_memory.plan(config, torch_memory.resident(base), adapter.layout(base).size, 2, 32, None).expected
     kinds = {
         "gradients": ("--engine", "torch", "--max-memory", "4G"),
         "cut": ("--engine", "torch", "--max-memory", str(whole - 1000)),
