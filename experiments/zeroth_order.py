@@ -270,12 +270,15 @@ def picture(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.5), layout="constrained", sharey=True)
-    for side, by in zip(axes, ("forwards", "seconds", "bytes_up"), strict=True):
+    names = {"forwards": "forwards", "seconds": "processor seconds", "bytes_up": "bytes up"}
+    for side, (by, name) in zip(axes, names.items(), strict=True):
         for row, some in _by_row(cells).items():
-            points = list(zip(*(cell.points for cell in some), strict=True))
-            across = [max(1.0, float(np.mean([getattr(p, by) for p in at]))) for at in points]
+            points = list(zip(*(cell.points for cell in some), strict=True))[
+                by == "bytes_up" :
+            ]  # no bytes on a log scale
+            across = [float(np.mean([getattr(p, by) for p in at])) for at in points]
             side.plot(across, [float(np.mean([p.loss for p in at])) for at in points], "o-", ms=3, label=row)
-        side.set(xlabel=by.replace("_", " "), xscale="log")
+        side.set(xlabel=name, xscale="log" if by == "bytes_up" else "linear")
         side.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("held-out loss (nats a target)")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
