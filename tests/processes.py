@@ -113,13 +113,7 @@ def start_client(address: str, data: Path, state: Path, *more: str, name: str) -
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=_heed_interrupts,
     )
-
-
-def _heed_interrupts() -> None:
-    """A shell's background job ignores SIGINT, and its children with it: tests send it all the same."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
