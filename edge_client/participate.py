@@ -102,7 +102,7 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
     trained = _train(connection, state, work, task, held.trajectory, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
-    payload, codec_state = _encode(state, work, trained.update)
+    payload, codec_state = encoded(trained.update, work.layout, work.codec, state.codec_state(work.run))
     return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
 
 
@@ -125,14 +125,16 @@ def _train(
     return work.method.train(work.engine, start, work.train, draw, progress)
 
 
-def _encode(state: DeviceState, work: Work, update: Delta | Scalars | Split) -> tuple[bytes, State]:
+def encoded(
+    update: Delta | Scalars | Split, layout: Layout, codec: Chain | None, kept: State | None
+) -> tuple[bytes, State]:
     """The payload in the form of the update, and the codec state that its receipt will confirm."""
     if isinstance(update, Scalars):
-        return update.encode(work.layout), {}
-    assert work.codec is not None, "a method that makes deltas is given to runs with a codec alone"
+        return update.encode(layout), {}
+    assert codec is not None, "a method that makes deltas is given to runs with a codec alone"
     if isinstance(update, Split):
-        return update.encode(work.codec, codec_state(work.codec, update.delta.layout, state.codec_state(work.run)))
-    return work.codec.encode(update, codec_state(work.codec, update.layout, state.codec_state(work.run)))
+        return update.encode(codec, codec_state(codec, update.delta.layout, kept))
+    return codec.encode(update, codec_state(codec, update.layout, kept))
 
 
 def codec_state(codec: Chain, layout: Layout, kept: State | None) -> State:

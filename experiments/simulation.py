@@ -11,7 +11,7 @@ from coordinator import publish
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained
-from edge_client.participate import codec_state
+from edge_client.participate import encoded
 from edge_client.session import batch_seed, fitting_method, settled
 from wire import spec
 from wire.codecs import State
@@ -77,15 +77,8 @@ class Simulation:
         return self.method.train(self.engine, self._state, train, draw)
 
     def _encoded(self, device: str, update: Delta | Scalars | Split) -> bytes:
-        if isinstance(update, Scalars):
-            return update.encode(self.layout)
-        codec = self.rules.codec
-        assert codec is not None, "a run whose method makes deltas has a codec"
-        delta = update.delta if isinstance(update, Split) else update
-        state = codec_state(codec, delta.layout, self._codec_states.get(device))
-        encode = update.encode if isinstance(update, Split) else None
-        payload, following = encode(codec, state) if encode else codec.encode(delta, state)
-        self._codec_states[device] = following
+        kept = self._codec_states.get(device)
+        payload, self._codec_states[device] = encoded(update, self.layout, self.rules.codec, kept)
         return payload
 
     def _contribution(self, device: str, payload: bytes, examples: int) -> Contribution:

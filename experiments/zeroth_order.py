@@ -273,9 +273,8 @@ def picture(cells: Sequence[Cell], path: Path) -> None:
     names = {"forwards": "forwards", "seconds": "processor seconds", "bytes_up": "bytes up"}
     for side, (by, name) in zip(axes, names.items(), strict=True):
         for row, some in _by_row(cells).items():
-            points = list(zip(*(cell.points for cell in some), strict=True))[
-                by == "bytes_up" :
-            ]  # no bytes on a log scale
+            points = list(zip(*(cell.points for cell in some), strict=True))
+            points = points[1:] if by == "bytes_up" else points  # the start has no bytes, and a log scale no zero
             across = [float(np.mean([getattr(p, by) for p in at])) for at in points]
             side.plot(across, [float(np.mean([p.loss for p in at])) for at in points], "o-", ms=3, label=row)
         side.set(xlabel=name, xscale="log" if by == "bytes_up" else "linear")
