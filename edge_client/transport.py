@@ -16,8 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -434,6 +432,10 @@ def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:
 
 def _as_ours(error: grpc.RpcError) -> RemoteError:
     """The error that a status carries: Refused if it names one of our reasons."""
+    # needed here alone, as in `greet`
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
     status = rpc_status.from_call(error)
     details = status.details if status is not None else ()
     info = _detail(details, error_details_pb2.ErrorInfo())
