@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from edge_client import recording
 from edge_client.engines import Engine, Tokens
 from edge_client.methods import Draw, Trained
 from edge_client.releases import Held
@@ -102,6 +103,8 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
     trained = _train(connection, state, work, task, held.trajectory, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
+    if work.record is not None and isinstance(trained.update, Delta):
+        recording.write(work.record, trained.update, task, state.device)
     payload, codec_state = encoded(trained.update, work.layout, work.codec, state.codec_state(work.run))
     return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
 

@@ -25,13 +25,15 @@ from wire.run_spec import RunSpec, check_mode
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What the person who started the client chose. `max_memory` in bytes, None for no limit."""
+    """What the person who started the client chose. `max_memory` in bytes, None for no limit; `record`: where deltas are
+    written besides."""
 
     data: Path
     engine: str = "auto"
     base: Path | None = None
     max_memory: int | None = None
     threads: int | None = None
+    record: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class Work:
     train: list[Tokens]
     held_out: list[Tokens]
     examples: int
+    record: Path | None = None
 
 
 class Session:
@@ -83,7 +86,8 @@ class Session:
                 f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
             )
         initial = adapter.initial(layout, run.seed)
-        return Work(run, layout, run.chain(), method, engine, self._releases, initial, training, measured, len(train))
+        chain, record = run.chain(), self._device.record
+        return Work(run, layout, chain, method, engine, self._releases, initial, training, measured, len(train), record)
 
     def _engine(self, chosen: Any, base: Base, adapter: Adapter, layout: Layout) -> Any:
         key = (base.identity, adapter)
