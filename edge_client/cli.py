@@ -87,6 +87,9 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", action="append", default=[], metavar="RUN", help="only this run; repeat, first preferred"
     )
     parser.add_argument("--stay", action="store_true", help="wait for new runs when all have ended")
+    parser.add_argument(
+        "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
+    )
     _state_arguments(parser)
     _compute_arguments(parser)
 
@@ -202,7 +205,7 @@ def _join(args: argparse.Namespace) -> int:
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
-    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads)
+    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
     try:
         with _connection(args, state.folder) as connection, _progress(args.json) as tell:
             participate(connection, Session(device, examples), state, tuple(args.run), args.stay, tell)

@@ -39,7 +39,7 @@ class SafeTensors:
             raise QuantizeError(f"{self.path}: damaged, or not a safetensors file")
         try:
             table = json.loads(self._data[8 : 8 + size])
-            table.pop("__metadata__", None)
+            self.metadata: dict[str, str] = table.pop("__metadata__", {})
             for name, entry in table.items():
                 self._check(name, entry, len(self._data) - 8 - size)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -80,9 +80,9 @@ class SafeTensors:
         return np.frombuffer(view, DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
-def write(path: Path, declared: Declared, tensors: Iterable[Array]) -> None:
-    """A file of the `declared` tensors, whose values `tensors` yields in the same order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write(path: Path, declared: Declared, tensors: Iterable[Array], metadata: Mapping[str, str] | None = None) -> None:
+    """A file of the `declared` tensors, whose values `tensors` yields in the same order, and of some `metadata`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, (dtype, shape) in declared.items():
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPES[dtype]).itemsize

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from subprocess import Popen
 
+import numpy as np
 import pytest
 
 from edge_client.transport import Connection
+from quantize.tensors import SafeTensors
 from tests.processes import CoordinatorProcess, edgetune, finished, start_client, write_texts, write_toy_spec
 from wire.messages import RunStatus
 
@@ -182,3 +184,23 @@ def test_a_spec_with_an_unknown_key_or_method_is_refused_by_name(tmp_path: Path)
             assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr, text
         with Connection(coordinator.address) as connection:
             assert connection.runs() == []
+
+
+def test_a_client_that_records_writes_every_delta_as_it_was_before_the_codec(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        create(coordinator.address, tmp_path, goal=1, rounds=2, codec="float32")
+        data = write_texts(tmp_path / "a.jsonl", "alpha")
+        more = ("--record-deltas", str(tmp_path / "deltas"))
+        finished([start_client(coordinator.address, data, tmp_path / "state", *more, name="a")])
+        with Connection(coordinator.address) as connection:
+            _, layout = connection.describe("toy")
+            releases = [connection.release("toy", 4 * layout.size, version) for version in range(3)]
+    adapters = [np.frombuffer(release.data, "<f4") for release in releases]
+    for number, path in enumerate(sorted((tmp_path / "deltas").iterdir())):
+        file = SafeTensors(path)
+        told = (file.metadata["round"], file.metadata["device"], file.metadata["base"])
+        assert told == (str(number + 1), "a", releases[number].release.digest)
+        delta = np.concatenate([file.read(name).reshape(-1) for name in file.names()])
+        np.testing.assert_allclose(delta, adapters[number + 1] - adapters[number], atol=1e-6)
+        assert np.abs(delta).max() > 1e-3
+    assert number == 1
