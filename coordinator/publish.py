@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     """Raises SpecError for a row that is not in its table, or rows that do not go together."""
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
-    made = Rules(run, layout, run.chain(), aggregator, optimizer, run.downlink and run.downlink.chain())
+    made = Rules(run, layout, run.chain(), aggregator, optimizer, run.downlink.chain() if run.downlink else None)
     check_mode(run)
     if made.codec is None and made.downlink:
         raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
@@ -161,14 +162,16 @@ def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
     return by.noise(by.read(_stored(blobs, contribution.digest))) if by.directions else 0.0
 
 
-def _adapter(
-    by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None
-) -> Made:
+def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
     adapter, state = _previous(by, parent, blobs)
     step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
-    step, kept = (step, {}) if by.downlink is None else _coded(by, by.downlink, parent, step, blobs, delta)
-    kept = {"adapter": as_bytes(adapter + step)} | ({"optimizer_state": as_bytes(state)} if state.size else {}) | kept
-    named = {name: spec.bytes_digest(blob) for name, blob in kept.items()}
+    coded: dict[str, Stored] = {}
+    if by.downlink is not None:
+        step, coded = _coded(by, by.downlink, parent, step, blobs, delta)
+    kept: dict[str, Stored] = {"adapter": as_bytes(adapter + step), **coded}
+    if state.size:
+        kept["optimizer_state"] = as_bytes(state)
+    named: dict[str, Any] = {name: spec.bytes_digest(blob) for name, blob in kept.items()}
     if by.downlink is not None:
         named["trail"] = parent.trail_to(named["delta"])
     return Made(dataclasses.replace(_following(by, parent, shares), **named), tuple(kept.values()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from coordinator import publish
 from coordinator.publish import Rules
@@ -24,6 +25,7 @@ from tests.coordinator.test_publish import contribution
 from tests.coordinator.test_service import LAYOUT, make, named
 from tests.processes import CoordinatorProcess
 from wire import spec
+from wire.codecs.chain import HEADER_BYTES
 from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, SpecError
 from wire.messages import ReleaseManifest, Task
@@ -69,8 +71,8 @@ def stored(blobs: MemoryBlobs, digest: str | None) -> Vector:
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int4", "top_k_int4", "top_k_int4_5"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[row["id"] for row in OPTIMIZERS])
 def test_adapter_and_residual_together_walk_as_they_would_uncoded(codec: str, optimizer: dict[str, Any]) -> None:
-    coded, plain, blobs = rules(downlink={"codec": codec}, server_optimizer=optimizer), {}, MemoryBlobs()
-    plain = rules(downlink=None, server_optimizer=optimizer)
+    coded = rules(downlink={"codec": codec}, server_optimizer=optimizer)
+    plain, blobs = rules(downlink=None, server_optimizer=optimizer), MemoryBlobs()
     last, wanted = published(coded, 40, blobs)[-1], published(plain, 40, blobs)[-1]
     assert last.optimizer_state == wanted.optimizer_state, "the optimizer never sees what the codec loses"
     adapter, residual, exact = stored(blobs, last.adapter), stored(blobs, last.residual), stored(blobs, wanted.adapter)
@@ -255,34 +257,51 @@ def test_a_chain_longer_than_the_run_allows_is_not_walked(connection: Connection
     assert hostile.asked == [0, None] and held.trajectory.adapter.tobytes() == whole(connection, run).data
 
 
-def test_verify_finds_a_delta_that_the_codec_does_not_make_and_a_residual_that_is_gone(tmp_path: Path) -> None:
-    async def check() -> list[str | None]:
-        blobs = MemoryBlobs()
-        store = Store(SqliteLedger(tmp_path), blobs)
+def rewritten(payload: bytes) -> bytes:
+    """The same bytes as `payload`, which ends in a zstd stage, not compressed where they were and compressed where not."""
+    head, body = payload[:HEADER_BYTES], payload[HEADER_BYTES:]
+    if body[0]:
+        return head + b"\0" + zstandard.decompress(body[1:])
+    return head + b"\1" + zstandard.compress(body[1:])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("same", None), ("rewritten", None), ("other", "not what the downlink's codec")]
+)
+def test_verify_asks_what_a_delta_means_and_not_how_it_is_written(how: str, said: str | None, tmp_path: Path) -> None:
+    layout = stores.LAYOUT
+
+    async def check() -> tuple[str | None, str | None]:
+        store = Store(SqliteLedger(tmp_path), MemoryBlobs())
         run = stores.spec(cohort={"goal": 1}, downlink={"codec": "int4"})
-        by = publish.rules(run, stores.LAYOUT)
-        first = publish.initial(run, stores.LAYOUT, blobs.put(bytes(4 * stores.LAYOUT.size)))
-        await store.ledger.create_run(run, stores.LAYOUT, first)
-        payload = payload_of(by, np.linspace(-1, 1, stores.LAYOUT.size, dtype=np.float32))
-        mine = stores.contribution(
-            await stores.task_of(store.ledger, "d1"), "d1", blobs.put(payload), size=len(payload)
-        )
+        by = publish.rules(run, layout)
+        first = publish.initial(run, layout, store.blobs.put(bytes(4 * layout.size)))
+        await store.ledger.create_run(run, layout, first)
+        payload = payload_of(by, np.linspace(-1, 1, layout.size, dtype=np.float32))
+        task, digest = await stores.task_of(store.ledger, "d1"), store.blobs.put(payload)
+        mine = stores.contribution(task, "d1", digest, size=len(payload))
         await store.ledger.accept(mine)
         [(_, sealed)] = await store.ledger.sealed()
-        assert by.downlink is not None
-        other = by.downlink.encode(
-            Delta(stores.LAYOUT, np.full(stores.LAYOUT.size, 0.1, np.float32)), by.downlink.init(stores.LAYOUT)
-        )[0]
-        made = publish.combine(by, first, [mine], blobs, other)
+        honest = publish.combine(by, first, [mine], store.blobs)
+        [delta] = [bytes(blob) for blob in honest.blobs if spec.bytes_digest(blob) == honest.release.delta]
+        other = dataclasses.replace(by, codec=by.downlink)
+        deltas = {
+            "same": delta,
+            "rewritten": rewritten(delta),
+            "other": payload_of(other, np.full(layout.size, 0.1, np.float32)),
+        }
+        made = publish.combine(by, first, [mine], store.blobs, deltas[how])
         for blob in made.blobs:
-            blobs.put(blob)
+            store.blobs.put(blob)
         assert await store.ledger.publish(run.name, sealed, made.release)
-        faults = [(await verify(store, run.name))[1].fault]
-        blobs.delete(made.release.residual or "")
-        faults.append((await verify(store, run.name))[1].fault)
+        assert (made.release == honest.release) == (how == "same")
+        assert set(made.release.blobs) < await store.ledger.named_blobs(), "what gc spares"
+        fault = (await verify(store, run.name))[1].fault
+        store.blobs.delete(made.release.residual or "")
+        gone = (await verify(store, run.name))[1].fault
         await store.ledger.close()
-        return faults
+        return fault, gone
 
-    chosen, gone = asyncio.run(check())
-    assert chosen is not None and "not what the downlink's codec makes" in chosen
+    fault, gone = asyncio.run(check())
+    assert (fault is None) == (said is None) and (said or "") in (fault or "")
     assert gone is not None
