@@ -45,7 +45,7 @@ def parse(cls: type[T], spec: Mapping[str, Any], where: str) -> T:
     """A dataclass from a plain table: unknown keys, missing keys and values of another type raise SpecError."""
     if not isinstance(spec, Mapping):
         raise SpecError(f"{where}: expected a table, got {spec!r}")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that classes can be hashed
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # cls is a dataclass
     if unknown := sorted(set(spec) - set(fields)):
         raise SpecError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
