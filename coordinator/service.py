@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -35,7 +35,8 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
+        until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
             offers = await lobby.ask(request.device, tuple(request.runs))
@@ -44,7 +45,7 @@ class Federation(pb_grpc.FederationServicer):
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+            if (left := until - clock_s()) <= 0 or self._core.draining or lobby.full:
                 pause_s = lobby.send_away(offers.work_in_s)
                 return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
             with lobby.place():
