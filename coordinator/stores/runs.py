@@ -93,7 +93,7 @@ def sealed(db: Connection) -> list[tuple[str, Round]]:
 
 def tick(db: Connection, now_us: int) -> list[tuple[str, Round]]:
     due = db.execute(
-        "SELECT run FROM rounds WHERE state = 'open' AND paused_us IS NULL AND deadline_us <= ?", (now_us,)
+        "SELECT run FROM rounds WHERE state = 'open' AND deadline_us <= COALESCE(paused_us, ?)", (now_us,)
     ).fetchall()
     return [(name, _expired(db, name, now_us)) for (name,) in due]
 
