@@ -98,7 +98,7 @@ def _cohort(chance: random.Random, devices: int, deadline_s: float) -> dict[str,
 
 def _weather(chance: random.Random) -> Weather:
     bad = chance.choice([0.0, 0.02, 0.1])
-    return Weather(bad, bad, 2 * bad, bad, chance.choice([0.01, 0.1, 1.0]), bad)
+    return Weather(bad, bad, 4 * bad, bad, chance.choice([0.01, 0.1, 1.0]), bad)
 
 
 def _op(chance: random.Random, replicas: int, devices: int, storm_s: float) -> Op:

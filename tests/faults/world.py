@@ -212,7 +212,6 @@ class Device:
         self.name, self._world, self._train_s, self._weight = name, world, train_s, weight
         self.finished, self.trained = False, 0
         self._fiber: Fiber | None = None
-        self._state: DeviceState | None = None
         self.start()
 
     def start(self) -> None:
@@ -226,13 +225,11 @@ class Device:
         self._world.loop.say(self.name, "is killed")
         self._fiber.kill()
         self._world.network.hang_up(self._fiber.life)
-        if self._state is not None:
-            self._state.close()  # the system unlocks what a dead process has locked
         self._world.loop.call_later(for_s, self.start)
 
     def _join(self) -> None:
         """As `edgetune client join`."""
-        self._state = kept = DeviceState(self._world.folder / self.name, self.name)
+        kept = DeviceState(self._world.folder / self.name, self.name)
         try:
             with transport.Connection("virtual", PATIENCE_S) as connection:
                 session = _Session(self)
@@ -348,6 +345,7 @@ def seams(world: World) -> list[Replacement]:
         (participate, "time", time),
         (participate, "peak_rss_bytes", lambda: 0),
         (state, "os", _Disk(world.loop)),
+        (state, "fcntl", None),  # the system unlocks what a dead process has locked; here nobody would
         (memory, "time", time),
         (lobby, "random", random.Random(f"{world.plan.seed}/lobby")),
         (uploads, "secrets", _Tokens(random.Random(f"{world.plan.seed}/uploads"))),
