@@ -125,8 +125,9 @@ class Ledger(Protocol):
     async def look(self, work: Callable[[Connection, int], T]) -> T:
         """As `transact`, for work that reads only."""
 
-    def others(self) -> AsyncIterator[None]:
-        """For ever: yields soon after another process has changed something, and now and then without cause."""
+    def others(self) -> AsyncIterator[bool]:
+        """For ever: yields soon after another process has changed something, and now and then without cause. True if there
+        may be new work for devices that wait: most changes are none, and there may be many who wait."""
 
     async def close(self) -> None:
         """Finish what is under way and release the store."""

@@ -357,6 +357,40 @@ def test_what_another_opening_changes_is_heard_soon_and_what_it_only_reads_is_no
     play(ledgers, scene)
 
 
+def test_of_what_another_opening_does_that_is_told_apart_which_may_be_work_for_those_who_wait(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        other, heard = ledgers[0](), list[bool]()
+
+        async def listen() -> None:
+            async for may_be_work in ledger.others():
+                heard.append(may_be_work)
+
+        async def may_be_work(doing: Awaitable[Any]) -> bool:
+            heard.clear()
+            await doing
+            await asyncio.sleep(0.5)
+            assert heard
+            return any(heard)
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.5)  # until it listens
+        assert await may_be_work(create(other, spec()))
+        first, second = await task_of(other, "d1"), await task_of(other, "d2")
+        assert not await may_be_work(other.refuse("run", Reason.NOT_FINITE))
+        assert not await may_be_work(other.accept(contribution(first, "d1")))
+        assert await may_be_work(other.leave("d2", "run", 1, 1))
+        assert not await may_be_work(task_of(other, "d2"))
+        assert await may_be_work(other.control("run", "pause", ""))
+        assert await may_be_work(other.control("run", "resume", ""))
+        assert not await may_be_work(other.accept(contribution(second, "d2")))
+        [(_, sealed)] = await other.sealed()
+        assert await may_be_work(other.publish("run", sealed, await release_after(other, spec())))
+        listening.cancel()
+        await other.close()
+
+    play(ledgers, scene)
+
+
 def test_no_update_lands_after_the_seal_however_many_openings_race(ledgers: Any) -> None:
     async def scene(ledger: Ledger, clock: Clock) -> None:
         cohort = {"goal": 8, "minimum": 1, "deadline_s": 10.0, "over_selection": 3.0}
