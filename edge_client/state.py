@@ -13,7 +13,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +170,8 @@ class DeviceState:
 
     def forget(self, run: str) -> None:
         """Remove everything kept of a run."""
+        import shutil  # needed here alone: it brings three compressors
+
         shutil.rmtree(self._run(run), ignore_errors=True)
 
     def _count(self, done: Contribution, run: RunSpec) -> None:

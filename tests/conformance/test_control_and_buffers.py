@@ -83,6 +83,19 @@ def test_a_paused_run_hands_nothing_out_and_its_deadline_stands_still_but_update
     play(ledgers, scene)
 
 
+def test_a_round_that_was_overdue_when_its_run_was_paused_takes_no_more_updates_and_ends(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(cohort=ROUNDS))
+        task = await task_of(ledger, "d1")
+        clock.pass_s(11)
+        await ledger.control("run", "pause", "")
+        assert await refusal(ledger.accept(contribution(task, "d1"))) is Reason.ROUND_CLOSED
+        assert await ledger.tick() == ["run"]
+        assert ((await ledger.status("run")).attempt, (await ledger.status("run")).state) == (2, "paused")
+
+    play(ledgers, scene)
+
+
 def test_what_opens_while_a_run_is_paused_is_paused(ledgers: Any) -> None:
     async def scene(ledger: Ledger, clock: Clock) -> None:
         await create(ledger, spec(cohort=ROUNDS, rounds=2))

@@ -30,8 +30,9 @@ import numpy as np
 
 from coordinator import closing, publish
 from coordinator.bell import Bell
+from coordinator.core import Core
 from coordinator.meter import Meter, Times
-from coordinator.service import Core, Federation
+from coordinator.service import Federation
 from coordinator.stores import Place, Store, files, sqlite
 from tests.faults import bugs, invariants
 from wire import run_spec, spec
