@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_client import transport
+from edge_client import calls
 from edge_client.data import Example
 from edge_client.participate import participate
 from edge_client.session import Device, Session
@@ -175,7 +175,7 @@ def live(address: str, folder: Path, name: str, seed: int, tally: Tally) -> None
 
 def main(arguments: list[str]) -> None:
     address, folder, first, count, seed = arguments[0], Path(arguments[1]), *map(int, arguments[2:])
-    transport.OPTIONS.append(("grpc.use_local_subchannel_pool", 1))  # else the devices of a process share a connection
+    calls.OPTIONS.append(("grpc.use_local_subchannel_pool", 1))  # else the devices of a process share a connection
     tally = Tally()
     devices = [
         threading.Thread(target=live, args=(address, folder, f"d{number}", seed, tally))
