@@ -101,7 +101,7 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchRelease(self, request, context):
-        """The adapter of a release, in chunks; the first carries the release itself.
+        """A release in chunks, whole or as what was added since the one that the device holds; the first carries its manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

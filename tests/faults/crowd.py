@@ -2,7 +2,7 @@
 transport, loop and folder, with the toy engine. Some vanish in the middle of a task and come back later, some send bytes
 that are not what they should be. What a device was promised is journalled outside the store.
 
-    python -m tests.faults.crowd ADDRESS FOLDER FIRST COUNT SEED
+    python -m tests.faults.crowd ADDRESS FOLDER FIRST COUNT SEED TRAIN_S
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ RUN = "soak"
 DROP_OUT, CORRUPT = 0.10, 0.02
 """Of a device's tasks: how many it vanishes from, and how many it sends something else for."""
 AWAY_S = (1.0, 10.0)
-TRAINING_S = (1.0, 6.0)
-"""Devices are of different speeds: a crowd that sent everything in the same moment would measure its own queue."""
 Sent = tuple[Contribution, bytes]
 
 
@@ -90,14 +88,15 @@ class Tally:
 class Unsteady(Connection):
     """A device's connection, and what befalls the device while it uses it."""
 
-    def __init__(self, address: str, journal: Path, chance: random.Random, tally: Tally) -> None:
+    def __init__(self, address: str, journal: Path, train_s: float, chance: random.Random, tally: Tally) -> None:
         super().__init__(address, patience_s=120.0)
         self._journal, self._chance, self._tally, self._gone = journal, chance, tally, False
+        self._train_s = train_s
 
     def release(self, *args: Any, **named: Any) -> Any:
         self._vanish(DROP_OUT / 3, "before training")
         fetched = super().release(*args, **named)
-        time.sleep(self._chance.uniform(*TRAINING_S))
+        time.sleep(self._chance.uniform(self._train_s / 6, self._train_s))  # devices are of different speeds
         return fetched
 
     def send(self, contribution: Contribution, payload: bytes, *more: Any) -> Receipt:
@@ -152,7 +151,7 @@ class Unsteady(Connection):
             raise
 
 
-def live(address: str, folder: Path, name: str, seed: int, tally: Tally) -> None:
+def live(address: str, folder: Path, name: str, seed: int, train_s: float, tally: Tally) -> None:
     """One device until the run has ended; what makes it stop, it comes back from, as by a service manager."""
     chance = random.Random(f"{seed}/{name}")
     examples = [Example(text=f"{name} says {word} " * 4) for word in ("one", "two", "three", "four", "five")]
@@ -160,7 +159,7 @@ def live(address: str, folder: Path, name: str, seed: int, tally: Tally) -> None
         state = DeviceState(folder / name, name)
         session = Session(Device(folder / "no file", engine="toy"), examples)
         try:
-            with Unsteady(address, folder / f"{name}.receipts", chance, tally) as connection:
+            with Unsteady(address, folder / f"{name}.receipts", train_s, chance, tally) as connection:
                 return participate(connection, session, state, (RUN,), False, lambda event, values: None)
         except Vanished:
             pass
@@ -174,11 +173,12 @@ def live(address: str, folder: Path, name: str, seed: int, tally: Tally) -> None
 
 
 def main(arguments: list[str]) -> None:
-    address, folder, first, count, seed = arguments[0], Path(arguments[1]), *map(int, arguments[2:])
+    address, folder, train_s = arguments[0], Path(arguments[1]), float(arguments[5])
+    first, count, seed = map(int, arguments[2:5])
     calls.OPTIONS.append(("grpc.use_local_subchannel_pool", 1))  # else the devices of a process share a connection
     tally = Tally()
     devices = [
-        threading.Thread(target=live, args=(address, folder, f"d{number}", seed, tally))
+        threading.Thread(target=live, args=(address, folder, f"d{number}", seed, train_s, tally))
         for number in range(first, first + count)
     ]
     for device in devices:

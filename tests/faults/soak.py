@@ -44,7 +44,7 @@ MOST_P99_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`kill_every_s` 0: nobody is killed."""
+    """`kill_every_s` 0: nobody is killed. A device takes a sixth of `train_s` up to all of it to train."""
 
     clients: int = 200
     seconds: float = 240.0
@@ -52,6 +52,7 @@ class Options:
     kill_every_s: float = 10.0
     replicas: int = 2
     seed: int = 1
+    train_s: float = 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _crowd(address: str, folder: Path, options: Options) -> list[subprocess.Pope
     counts = [min(IN_A_PROCESS, options.clients - first) for first in firsts]
     return [
         subprocess.Popen(
-            [*line, str(first), str(count), str(options.seed)],
+            [*line, str(first), str(count), str(options.seed), str(options.train_s)],
             stdout=subprocess.PIPE,
             stderr=(folder / f"crowd-{first}.log").open("w"),
             text=True,
@@ -289,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kill-every", type=float, default=defaults.kill_every_s, dest="kill_every_s")
     parser.add_argument("--replicas", type=int, default=defaults.replicas)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--train", type=float, default=defaults.train_s, dest="train_s", metavar="S")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, as one object")
     args = vars(parser.parse_args(arguments))
     written = args.pop("json")
