@@ -254,9 +254,24 @@ class DeviceStanding:
     state: str
     enrolled_at: float
     certificate_ends_at: float
+    alarm: str
 
     @classmethod
     def from_proto(cls, message: pb.Device) -> DeviceStanding:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AdministratorStanding:
+    """An administrator as others see it. Times in Unix seconds."""
+
+    name: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Administrator) -> AdministratorStanding:
         return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
 
 

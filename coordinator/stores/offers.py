@@ -18,7 +18,7 @@ from wire.messages import ENDED, Task
 
 
 def offer(db: Connection, ask: Ask, now_us: int) -> Offers:
-    devices.check_not_revoked(db, ask.device)
+    devices.check_standing(db, ask.device)
     found = db.execute(
         f"SELECT name, {rows.STATE}, edition FROM runs ORDER BY created_us, name"
     ).fetchall()  # constants
