@@ -64,6 +64,10 @@ class _Aborted(Exception):
 class _Context:
     """All that handlers ask of a call's context."""
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """No certificates here."""
+        return {}
+
     async def abort_with_status(self, status: Any) -> None:
         raise _Aborted(status)
 
