@@ -1,120 +1,26 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py, calls.py and gate.py, all that imports grpc.
-
-Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
-"""
+"""What devices call: protobuf in, one call into the store, protobuf out."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
 from coordinator import ingest, publish
-from coordinator.bell import Bell
-from coordinator.gate import presented_pem
-from coordinator.guards import DEFAULTS, Guards, Limits
-from coordinator.identities import Identities
-from coordinator.lobby import Lobby
-from coordinator.meter import Meter
-from coordinator.refusals import reason_of, status_of
-from coordinator.stores import Store
-from coordinator.stores.devices import Device
+from coordinator.core import POLL_S, Core, answered, streamed
+from coordinator.stores import Ask
 from coordinator.threads import on
-from coordinator.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.contract import CONTRACT, Action
-from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import EdgetuneError, PayloadError, Reason, Refused
-from wire.messages import (
-    ACTIONS,
-    CHUNK_BYTES,
-    MAX_WAIT_S,
-    PROTOCOL,
-    Contribution,
-    Receipt,
-    ReleaseManifest,
-)
+from wire.delta import MAX_PARAMETERS
+from wire.errors import PayloadError, Reason, Refused
+from wire.messages import CHUNK_BYTES, MAX_WAIT_S, PROTOCOL, Contribution, Receipt, ReleaseManifest
 
 T = TypeVar("T")
-TRANSFERS = 8
-"""Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
-NO_IDENTITIES = "this coordinator has no identities; `edgetune coordinator init` makes them"
-POLL_S = 10.0
-"""How long a held call may overlook what another process did, should the ledger's word of it be lost."""
-
-
-def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    @functools.wraps(handler)
-    async def answered(self: Any, request: Any, context: grpc.aio.ServicerContext) -> T:
-        try:
-            return await handler(self, request, context)
-        except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
-            raise  # unreachable: abort raises
-
-    return answered
-
-
-def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    @functools.wraps(handler)
-    async def streamed(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[T]:
-        try:
-            async for answer in handler(self, request, context):
-                yield answer
-        except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
-
-    return streamed
-
-
-class Core:
-    """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
-
-    def __init__(
-        self,
-        store: Store,
-        compute: Executor,
-        disk: Executor,
-        accepted: Bell,
-        changed: Bell,
-        work: Bell,
-        meter: Meter,
-        who: Identities | None = None,
-        limits: Limits = DEFAULTS,
-    ) -> None:
-        self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
-        self.accepted, self.changed, self.work = accepted, changed, work
-        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
-        self.uploads = Uploads(store, self.guards, disk)
-        self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
-        self.draining = False
-        self._rules: dict[str, publish.Rules] = {}
-
-    def drain(self) -> None:
-        """Let held calls answer with what there is: their callers ask again, and another process answers."""
-        self.draining = True
-        self.work.ring()
-        self.changed.ring()
-
-    async def rules(self, name: str) -> publish.Rules:
-        if name not in self._rules:
-            run = await self.store.ledger.run(name)
-            self._rules[name] = publish.rules(run.spec, run.layout)
-        return self._rules[name]
-
-    async def blob(self, digest: str) -> memoryview:
-        return await on(self.disk, self.store.blobs.get, digest)
 
 
 class Federation(pb_grpc.FederationServicer):
@@ -123,29 +29,31 @@ class Federation(pb_grpc.FederationServicer):
     def __init__(self, core: Core) -> None:
         self._core, self._store = core, core.store
 
-    @_answered
+    @answered
     async def CheckIn(self, request: pb.CheckInRequest, context: grpc.aio.ServicerContext) -> pb.CheckInReply:
         _check_device(request.device)
         if request.protocol != PROTOCOL:
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        ask = Ask(request.device, tuple(request.runs), request.edition or 1)
+        lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
+        until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await lobby.ask(request.device, tuple(request.runs))
+            offers = await lobby.ask(ask)
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+            if (left := until - clock_s()) <= 0 or self._core.draining or lobby.full:
                 pause_s = lobby.send_away(offers.work_in_s)
                 return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
             with lobby.place():
                 await self._core.work.wait(ticket, min(left, POLL_S))
 
-    @_answered
+    @answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
         run = await self._store.ledger.run(request.run)
         return pb.RunDescription(
@@ -154,7 +62,7 @@ class Federation(pb_grpc.FederationServicer):
             release_key=self._core.who.authority.release_key if self._core.who else "",
         )
 
-    @_streamed
+    @streamed
     async def FetchRelease(
         self, request: pb.FetchReleaseRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ReleaseChunk]:
@@ -169,46 +77,40 @@ class Federation(pb_grpc.FederationServicer):
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
 
     async def _content(self, release: ReleaseManifest, after: int | None) -> tuple[memoryview, list[int]]:
-        """A release's bytes, and the length of each step if they are steps: the shorter of history and snapshot."""
+        """A release's bytes, and the length of each link if they are steps or coded deltas: the shorter of history and
+        snapshot."""
+        by = await self._core.rules(release.run)
+        if after is not None and by.leads(after, release.version):
+            links = await self._links(by, release, after)
+            if sum(map(len, links)) <= by.snapshot_bytes:
+                return memoryview(b"".join(links)), [len(link) for link in links]
         if release.adapter is not None:
             return await self._core.blob(release.adapter), []
-        by = await self._core.rules(release.run)
-        steps = await self._steps(release, 0 if after is None else after)
-        snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
-        if after is not None and after <= release.version and sum(map(len, steps)) <= snapshot_bytes:
-            return memoryview(b"".join(steps)), [len(step) for step in steps]
-        return await on(
-            self._core.compute,
-            self._snapshot,
-            by,
-            release.run,
-            await self._first(release.run),
-            steps if not after else await self._steps(release, 0),
-        ), []
+        first, links = await self._first(release.run), await self._links(by, release, 0)
+        return await on(self._core.compute, self._snapshot, by, first, links), []
 
-    async def _steps(self, release: ReleaseManifest, after: int) -> list[memoryview]:
-        """The steps that lead from version `after` to `release`; of a pool the newest holds them all."""
-        by = await self._core.rules(release.run)
-        pool = by.directions is not None and by.directions.drawn == "pool"
-        versions = range(release.version if pool else after + 1, release.version + 1)
+    async def _links(self, by: publish.Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
+        """The steps or coded deltas that lead from version `after` to `release`; of a pool the newest holds all steps."""
+        pool = by.codec is None and by.along().drawn == "pool"
+        versions = range(max(release.version, 1) if pool else after + 1, release.version + 1)
         found = [await self._store.ledger.release(release.run, version) for version in versions]
-        return [await self._core.blob(one.step) for one in found if one.step is not None]
+        return [await self._core.blob(one.step or one.delta or "") for one in found]
 
     async def _first(self, run: str) -> memoryview:
         first = await self._store.ledger.release(run, 0)
         return await self._core.blob(first.adapter or "")
 
-    def _snapshot(self, by: publish.Rules, run: str, first: memoryview, steps: list[memoryview]) -> memoryview:
+    def _snapshot(self, by: publish.Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
         state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
         parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
         return memoryview(b"".join(publish.as_bytes(part) for part in parts))
 
-    @_answered
+    @answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
         with self._core.guards.in_flight(len(request.payload)):
             return await self._take(request.contribution, request.payload)
 
-    @_answered
+    @answered
     async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
         return await self._take(request, None)
 
@@ -219,7 +121,7 @@ class Federation(pb_grpc.FederationServicer):
             self._core.work.ring()
         return receipt.to_proto()
 
-    @_answered
+    @answered
     async def CreateUpload(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.UploadState:
         return await self._taken(request, self._create_upload)
 
@@ -232,7 +134,7 @@ class Federation(pb_grpc.FederationServicer):
         upload = await self._core.uploads.create(mine)
         return pb.UploadState(upload=upload.id, offset=upload.received)
 
-    @_answered
+    @answered
     async def AppendUpload(
         self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
     ) -> pb.UploadState:
@@ -268,9 +170,9 @@ class Federation(pb_grpc.FederationServicer):
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
             if payload is None:
-                await self._core.uploads.join(contribution)
-            await on(self._core.compute, self._examine, contribution, payload, by)
-            if payload is not None:
+                await self._core.uploads.finish(contribution, by)
+            else:
+                await on(self._core.compute, ingest.examine, contribution, payload, by)
                 await on(self._core.disk, self._put, payload)
         receipt = await self._store.ledger.accept(contribution)
         self._core.meter.accepts += 1
@@ -278,15 +180,11 @@ class Federation(pb_grpc.FederationServicer):
             await self._core.uploads.forget(contribution)
         return receipt
 
-    def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
-        """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
-        ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
-
     def _put(self, payload: bytes) -> None:
         self._core.guards.room(len(payload))
         self._store.blobs.put(payload)
 
-    @_answered
+    @answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
         async with self._core.streams:
             arriving = self._core.guards.paced(chunks)
@@ -305,7 +203,7 @@ class Federation(pb_grpc.FederationServicer):
                 await on(self._core.disk, writer.write, chunk.data)
             return await on(self._core.disk, writer.commit)
 
-    @_answered
+    @answered
     async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.LeaveReply:
         await self._store.ledger.leave(request.device, request.run, request.round, request.attempt)
         self._core.work.ring()
@@ -313,128 +211,6 @@ class Federation(pb_grpc.FederationServicer):
         return pb.LeaveReply()
 
 
-class Administration(pb_grpc.AdministrationServicer):
-    """What people who administer runs call."""
-
-    def __init__(self, core: Core) -> None:
-        self._core, self._store = core, core.store
-
-    @_answered
-    async def CreateRun(self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        created = run_spec.parse(_json(request.spec_json))
-        layout = Layout.parse(_json(request.layout_json))
-        publish.rules(created, layout)
-        if not run_spec.DIGEST.fullmatch(request.adapter_digest):
-            raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
-        ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
-        release = publish.initial(created, layout, request.adapter_digest)
-        if self._core.who is not None:
-            await self._core.who.sign(release.digest)
-        elif created.cohort.owner_share is not None:
-            raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
-        await self._store.ledger.create_run(created, layout, release)
-        self._core.work.ring()
-        return (await self._store.ledger.status(created.name)).to_proto()
-
-    @_answered
-    async def ControlRun(self, request: pb.ControlRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        if request.action not in ACTIONS:
-            raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
-        await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
-        self._core.work.ring()
-        self._core.changed.ring()
-        return (await self._store.ledger.status(request.run)).to_proto()
-
-    @_answered
-    async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        return (await self._store.ledger.status(request.run)).to_proto()
-
-    @_answered
-    async def ListRuns(self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext) -> pb.ListRunsReply:
-        names = await self._store.ledger.names()
-        return pb.ListRunsReply(runs=[(await self._store.ledger.status(name)).to_proto() for name in names])
-
-    @_streamed
-    async def WatchRun(
-        self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.RunStatus]:
-        shown = None
-        while True:
-            ticket = self._core.changed.ticket()
-            status = await self._store.ledger.status(request.run)
-            if status != shown:
-                yield status.to_proto()
-                shown = status
-            if status.ended or self._core.draining:
-                return
-            await self._core.changed.wait(ticket, POLL_S)
-
-    @_answered
-    async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext) -> pb.InviteReply:
-        quota = request.quota if request.HasField("quota") else None
-        invitation, expires_at = await _identities(self._core).invite(request.owner, quota, request.lifetime_s)
-        return pb.InviteReply(invitation=invitation.text(), expires_at=expires_at)
-
-    @_answered
-    async def ListDevices(
-        self, request: pb.ListDevicesRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListDevicesReply:
-        return pb.ListDevicesReply(devices=[_device(one) for one in await _identities(self._core).devices()])
-
-    @_answered
-    async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.Device:
-        revoked = await _identities(self._core).revoke(request.device)
-        self._core.work.ring()
-        self._core.changed.ring()
-        return _device(revoked)
-
-
-class Enrolment(pb_grpc.EnrolmentServicer):
-    """How devices get their certificates."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    @_answered
-    async def Authority(self, request: pb.AuthorityRequest, context: grpc.aio.ServicerContext) -> pb.AuthorityReply:
-        return pb.AuthorityReply(certificate_pem=_identities(self._core).authority.certificate)
-
-    @_answered
-    async def Enroll(self, request: pb.EnrollRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
-        who = _identities(self._core)
-        return _enrolled(who, await who.enroll(request.token, request.device, request.request_pem))
-
-    @_answered
-    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
-        who, pem = _identities(self._core), presented_pem(context)
-        if pem is None:
-            raise Refused(Reason.NOT_ENROLLED, "a certificate is renewed by the one that it follows")
-        return _enrolled(who, await who.renew(pem))
-
-
-def _identities(core: Core) -> Identities:
-    if core.who is None:
-        raise Refused(Reason.NO_IDENTITIES, NO_IDENTITIES)
-    return core.who
-
-
-def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
-    port = int(who.doors.devices.rpartition(":")[2])
-    return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)
-
-
-def _device(device: Device) -> pb.Device:
-    times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
-    return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
-
-
 def _check_device(device: str) -> None:
     if not run_spec.NAME.fullmatch(device):
         raise PayloadError(Reason.BAD_REQUEST, "a device name is 1 to 64 of a-z 0-9 . _ -")
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(Reason.BAD_REQUEST, f"not JSON: {error}") from error

@@ -44,8 +44,8 @@ class Identity:
         self.certificate.check_window(time.time())
 
     def is_due(self) -> bool:
-        """Whether it is time to renew: a device's certificate of whose life half is over."""
-        return self.certificate.role == "device" and time.time() >= self.certificate.renew_at
+        """Whether it is time to renew: half of the certificate's life is over."""
+        return time.time() >= self.certificate.renew_at
 
     def renewed(self, pem: str) -> None:
         """Take and keep the next certificate. Raises PayloadError for one that is not for this very caller."""
@@ -80,9 +80,9 @@ def enroll(invitation: Invitation, folder: Path, name: str) -> Identity:
     A key that is there already is used again: an answer that was lost can be asked for anew, and a device whose
     certificate has expired stays the device that it was. Raises Refused, Unreachable, IdentityError.
     """
-    from edge_client import transport
+    from edge_client import enrolment
 
-    authority, answer = transport.enrolled(
+    authority, answer = enrolment.enrolled(
         invitation, name, lambda pem: _trusted(pem, invitation), lambda: _request(folder)
     )
     key = read_key(folder)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,14 @@ from wire.spec import Plain
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+EDITION = 2
+"""The newest edition of run specs that this program reads; a client says it when it asks for work. A field that a released
+program does not know gets `metadata=spec.since(N)`, and a row is left out of `FIRST`."""
+FIRST = frozenset(
+    {"lora", "ferret", "mezo", "kseed", "decomfl", "hiso", "lora_sb", "norms", "adamw", "sgd"}
+    | {"float32", "float16", "blockwise", "top_k", "rice", "error_feedback", "pack", "zstd"}
+)
+"""The rows of methods, adapters and codecs that programs of edition 1 have; all others are of the second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +107,41 @@ class Evaluation:
             raise ValueError("expected 0 < fraction < 1 and max_sequences >= 1")
 
 
+LONGEST_CHAIN = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Downlink:
+    """How releases travel: each as what it adds to the one before, coded by `codec`. A device is given at most
+    `longest_chain` of these in a row, and the whole adapter beyond. What the codec loses is added to the next release,
+    `decay` times (arXiv 1905.05957).
+    """
+
+    codec: tuple[Plain, ...] | str
+    longest_chain: int = LONGEST_CHAIN
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.longest_chain <= LONGEST_CHAIN:
+            raise ValueError(f"longest_chain must lie between 1 and {LONGEST_CHAIN}")
+        if not 0.0 <= self.decay <= 1.0:
+            raise ValueError("decay must lie between 0 and 1")
+
+    def chain(self) -> chain.Chain:
+        """The codec of releases. Raises SpecError."""
+        try:
+            return chain.codec(self.codec)
+        except SpecError as error:
+            raise SpecError(f"downlink.{error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
     """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families.
 
     Two forms of update travel: a delta, coded by `codec`; and scalars along `directions`. A run admits those it has a
     rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
-    its methods, and takes `codec` away if none of them sends deltas.
+    its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
     """
 
     name: str
@@ -119,8 +154,9 @@ class RunSpec:
     server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
     evaluation: Evaluation = Evaluation()
     seed: int = 0
-    forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
-    directions: Directions | None = dataclasses.field(default=None, metadata=spec.LATER)
+    forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.since(1))
+    directions: Directions | None = dataclasses.field(default=None, metadata=spec.since(1))
+    downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:
@@ -136,15 +172,30 @@ class RunSpec:
     def digest(self) -> str:
         return spec.digest(self)
 
+    @property
+    def edition(self) -> int:
+        """The earliest edition that can say this run: programs that know only earlier ones cannot take part in it."""
+        rows = _ids([self.method, self.forward_method, self.codec])
+        return max(spec.edition(self), 1 if FIRST.issuperset(rows) else 2)
+
     def chain(self) -> chain.Chain | None:
         """The codec of deltas, None for a run that admits none. Raises SpecError."""
         return None if self.codec is None else chain.codec(self.codec)
 
 
+def _ids(plain: Any) -> set[str]:
+    """The rows that plain tables name, those inside of others included."""
+    if isinstance(plain, Mapping):
+        return {plain["id"]}.union(*map(_ids, plain.values())) if "id" in plain else set()
+    return set[str]().union(*map(_ids, plain)) if isinstance(plain, list | tuple) else set()
+
+
 def parse(table: Any, where: str = "run spec") -> RunSpec:
-    """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
+    """A checked RunSpec from a plain table, with its codecs expanded to stages. Raises SpecError naming the key."""
     run = spec.parse(RunSpec, table, where)
-    return run if run.codec is None else dataclasses.replace(run, codec=parse_codec(run.codec))
+    codec = None if run.codec is None else parse_codec(run.codec)
+    downlink = run.downlink and dataclasses.replace(run.downlink, codec=_stages(run.downlink.chain()))
+    return dataclasses.replace(run, codec=codec, downlink=downlink)
 
 
 def check_mode(run: RunSpec) -> None:
@@ -162,11 +213,17 @@ def check_mode(run: RunSpec) -> None:
 
 def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
     """A codec, by name or by stages, as the stages that a frozen spec holds. Raises SpecError."""
-    return tuple(spec.plain(stage) for stage in chain.codec(described).stages)
+    return _stages(chain.codec(described))
+
+
+def _stages(codec: chain.Chain) -> tuple[Plain, ...]:
+    return tuple(spec.plain(stage) for stage in codec.stages)
 
 
 def read_toml(path: Path) -> RunSpec:
     """A RunSpec from a TOML file. Raises SpecError naming the file, and the line where TOML itself is wrong."""
+    import tomllib  # needed here alone: a client gets its spec as JSON, and counts megabytes
+
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

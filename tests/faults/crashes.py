@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -31,11 +30,11 @@ import numpy as np
 
 from coordinator import closing, publish
 from coordinator.bell import Bell
+from coordinator.core import Core
 from coordinator.meter import Meter, Times
-from coordinator.service import Core, Federation
+from coordinator.service import Federation
 from coordinator.stores import Place, Store, files, sqlite
-from coordinator.verify import verify
-from tests.faults import bugs
+from tests.faults import bugs, invariants
 from wire import run_spec, spec
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import EdgetuneError
@@ -141,8 +140,7 @@ async def federation(place: Place, journal: Path) -> None:
                 if task := (await store.ledger.offer(device, ())).task:
                     contribution, payload = update(task, device)
                     receipt = await served._receive(contribution, payload)
-                    with journal.open("a") as lines:
-                        lines.write(json.dumps([receipt.round, receipt.attempt, receipt.device, receipt.digest]) + "\n")
+                    invariants.note(journal, receipt)
             await closing._close_due(store, compute, Bell(), Times(), None)
     await store.ledger.close()
 
@@ -169,69 +167,6 @@ def update(task: Task, device: str) -> tuple[Contribution, bytes]:
         device, task.run, task.round, task.attempt, digest, len(payload), 1, base, task.release_digest, metrics
     )
     return mine, payload
-
-
-Row = tuple[int, int, str, str]
-"""Round, attempt, device, digest: of a receipt in the journal, or of an update in the ledger."""
-
-
-async def faults(place: Place, journal: Path, ended: bool) -> list[str]:
-    """What is wrong with a store as it lies: every invariant that holds at any moment, and those of the end."""
-    store = place.open()
-    try:
-        receipts = _receipts(journal)
-        if RUN.name not in await store.ledger.names():
-            return ["the run is gone"] if receipts or ended else []
-        rows = await _rows(store)
-        found = [*await _blob_faults(store), *_receipt_faults(receipts, rows), *await _release_faults(store, rows)]
-        done = (await store.ledger.status(RUN.name)).state == "done"
-        return [*found, "the run does not end"] if ended and not done else found
-    finally:
-        await store.ledger.close()
-
-
-def _receipts(journal: Path) -> set[Row]:
-    if not journal.exists():
-        return set()
-    return {tuple(json.loads(line)) for line in journal.read_text().splitlines()}
-
-
-async def _rows(store: Store) -> list[Row]:
-    rows: list[Row] = []
-    for number, attempt in itertools.product(range(1, RUN.rounds + 2), (1, 2)):
-        accepted = await store.ledger.contributions(RUN.name, number, attempt)
-        rows += [(c.round, c.attempt, c.device, c.digest) for c in accepted]
-    return rows
-
-
-async def _blob_faults(store: Store) -> list[str]:
-    found = []
-    for digest in await store.ledger.named_blobs():
-        try:
-            if spec.bytes_digest(store.blobs.get(digest)) != digest:
-                found.append("a row names a blob with other bytes")
-        except EdgetuneError:
-            found.append("a row names a blob that is not there")
-    return found
-
-
-def _receipt_faults(receipts: set[Row], rows: list[Row]) -> list[str]:
-    found = [f"a receipt without an update: {lost}" for lost in sorted(receipts - set(rows))]
-    if len({(number, device) for number, _, device, _ in rows}) != len(rows):
-        found.append("an update is counted twice")
-    return found
-
-
-async def _release_faults(store: Store, rows: list[Row]) -> list[str]:
-    found = [f"release {one.version}: {one.fault}" for one in await verify(store, RUN.name) if one.fault]
-    newest = (await store.ledger.release(RUN.name, None)).version
-    releases = [await store.ledger.release(RUN.name, version) for version in range(newest + 1)]
-    for parent, release in itertools.pairwise(releases):
-        made_of = {(share.device, share.digest) for share in release.contributions}
-        accepted = {(device, digest) for number, _, device, digest in rows if number == release.version}
-        if release.parent != parent.digest or made_of != accepted or len(made_of) != RUN.cohort.goal:
-            found.append(f"release {release.version} is not made of what its round accepted")
-    return found
 
 
 def in_child(work: Callable[[], Any]) -> int:
@@ -264,10 +199,10 @@ def attempt(folder: Path, crash: Crash | None, bug: str | None) -> list[str]:
     def going_on() -> None:
         instrument(Steps(None))
         bugs.BUGS[bug][0]() if bug else None
-        found = asyncio.run(faults(place, journal, ended=False))
+        found = asyncio.run(invariants.violations_at(place, [journal], ended=False))
         try:
             asyncio.run(federation(place, journal))
-            found += asyncio.run(faults(place, journal, ended=True))
+            found += asyncio.run(invariants.violations_at(place, [journal], ended=True))
         except EdgetuneError as error:
             found.append(f"a coordinator cannot go on: {error}")
         told.write_text(json.dumps(found))
