@@ -30,8 +30,8 @@ examples:
   edgetune experiment codecs a.safetensors b.safetensors --rates 0.2,1,4
 
 Files of one run and round are one group: their mean is what a coordinator would make of them. `relative_mse` is the error of a
-client's update, `aggregate_mse` that of the group's mean, each relative to its energy; `gap_bits` is the distance from the Gaussian
-bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries a second.
+client's update, `aggregate_mse` that of the group's mean, each relative to its energy; `gap_bits` is the distance from the
+Gaussian bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries a second.
 """
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 ROLES: Mapping[str, Role] = {".lora_A.": "lora_A", ".lora_B.": "lora_B"}
@@ -47,7 +47,9 @@ def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
         "float16": [[{"id": "float16"}, PACK]],
         "int8": [[INT8, PACK]],
         "int4": [[INT4, PACK]],
-        "top_k_int4": [[{"id": "top_k", "fraction": f}, INT4, {"id": "rice"}, PACK] for f in (0.01, 0.02, 0.05, 0.1, 0.25)],
+        "top_k_int4": [
+            [{"id": "top_k", "fraction": f}, INT4, {"id": "rice"}, PACK] for f in (0.01, 0.02, 0.05, 0.1, 0.25)
+        ],
     }
 
 
@@ -134,9 +136,16 @@ def measured(row: str, codec: Chain, groups: Sequence[Sequence[Delta]]) -> Point
         singles += [single for single, _ in found]
         truth, decoded = (np.mean([v.astype(np.float64) for v in some], axis=0) for some in _both(group, found))
         means.append(float(np.square(decoded - truth).sum() / np.square(truth).sum()))
-    bits, relative, gap, encode, decode = np.mean(singles, axis=0)
-    shown = [round(float(v), 5) for v in (bits, relative, np.mean(means), gap)]
-    return Point(row, *shown, round(1e-6 / encode, 1), round(1e-6 / decode, 1))
+    bits, relative, gap, encode, decode = (float(v) for v in np.mean(singles, axis=0))
+    return Point(
+        row=row,
+        bits_per_param=round(bits, 5),
+        relative_mse=round(relative, 6),
+        aggregate_mse=round(float(np.mean(means)), 6),
+        gap_bits=round(gap, 5),
+        encode_mparam_s=round(1e-6 / encode, 1),
+        decode_mparam_s=round(1e-6 / decode, 1),
+    )
 
 
 def _both(group: Sequence[Delta], found: Sequence[tuple[object, Vector]]) -> Iterator[list[Vector]]:
@@ -175,7 +184,9 @@ def picture(points: Sequence[Point], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", sharey=True)
-    for side, (by, name) in zip(axes, {"relative_mse": "of an update", "aggregate_mse": "of the mean"}.items(), strict=True):
+    for side, (by, name) in zip(
+        axes, {"relative_mse": "of an update", "aggregate_mse": "of the mean"}.items(), strict=True
+    ):
         for row in dict.fromkeys(point.row for point in points):
             mine = sorted((p.bits_per_param, getattr(p, by)) for p in points if p.row == row)
             flagship = "ecsq" in row

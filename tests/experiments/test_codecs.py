@@ -14,6 +14,7 @@ from edgetune import cli
 from experiments import codecs
 from experiments.rate_distortion import bound
 from wire.codecs import chain
+from wire.codecs.compositions import INT4
 from wire.delta import Delta, Layout, Tensor
 from wire.messages import Task
 
@@ -58,7 +59,7 @@ def test_recorded_deltas_are_read_back_with_their_roles_and_in_their_groups(reco
 
 def test_a_point_has_what_was_sent_and_what_was_lost(recorded: Path) -> None:
     groups = codecs.grouped(sorted(recorded.iterdir()))
-    point = codecs.measured("int4", chain.codec([codecs.INT4, codecs.PACK]), groups)
+    point = codecs.measured("int4", chain.codec([INT4, codecs.PACK]), groups)
     assert point.bits_per_param == pytest.approx(4.25 + 8 * chain.HEADER_BYTES / LAYOUT.size, abs=0.01)
     errors = [np.square(d.vector - _through(d)).sum() / np.square(d.vector).sum() for d in groups[0]]
     assert point.relative_mse == pytest.approx(np.mean(errors), rel=1e-3)
@@ -68,7 +69,7 @@ def test_a_point_has_what_was_sent_and_what_was_lost(recorded: Path) -> None:
 
 
 def _through(delta: Delta) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    codec = chain.codec([codecs.INT4, codecs.PACK])
+    codec = chain.codec([INT4, codecs.PACK])
     return codec.decode(codec.encode(delta, {})[0], delta.layout).vector
 
 
