@@ -6,8 +6,9 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
+SEEDS ?= 10000
 
-.PHONY: help demo test check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -23,6 +24,9 @@ demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real
 
 test: $(VENV)/ready  ## every test
 	$(PYTEST)
+
+simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
+	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
 
 check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
 	$(PYTEST) --cov --cov-report=term

@@ -10,6 +10,7 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
+from coordinator.stores import Ask
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -35,11 +36,12 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
+        ask = Ask(request.device, tuple(request.runs), request.edition or 1)
         lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
         until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await lobby.ask(request.device, tuple(request.runs))
+            offers = await lobby.ask(ask)
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())
@@ -171,19 +173,15 @@ class Federation(pb_grpc.FederationServicer):
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
             if payload is None:
-                await self._core.uploads.join(contribution)
-            await on(self._core.compute, self._examine, contribution, payload, by)
-            if payload is not None:
+                await self._core.uploads.finish(contribution, by)
+            else:
+                await on(self._core.compute, ingest.examine, contribution, payload, by)
                 await on(self._core.disk, self._put, payload)
         receipt = await self._store.ledger.accept(contribution)
         self._core.meter.accepts += 1
         if contribution.digest and payload is None:
             await self._core.uploads.forget(contribution)
         return receipt
-
-    def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
-        """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
-        ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
     def _put(self, payload: bytes) -> None:
         self._core.guards.room(len(payload))

@@ -19,7 +19,8 @@ PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
 """Bytes of data in one chunk of a stream; also the largest payload that travels in one unary call."""
 PART_BYTES = 256 << 10
-"""Bytes of an upload that a client sends at a time, twice as many over a quick link: the most that are ever sent twice."""
+"""Bytes of an upload that a client sends at a time, up to CHUNK_BYTES while the link is quick: the most that are ever sent
+twice."""
 MAX_MESSAGE_BYTES = 4 << 20
 """The largest gRPC message either end takes; everything bigger is cut in chunks."""
 MAX_WEIGHT = 65_535
@@ -257,9 +258,24 @@ class DeviceStanding:
     state: str
     enrolled_at: float
     certificate_ends_at: float
+    alarm: str
 
     @classmethod
     def from_proto(cls, message: pb.Device) -> DeviceStanding:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AdministratorStanding:
+    """An administrator as others see it. Times in Unix seconds."""
+
+    name: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Administrator) -> AdministratorStanding:
         return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
 
 
@@ -310,4 +326,4 @@ class RunStatus:
 
     @classmethod
     def from_proto(cls, message: pb.RunStatus) -> RunStatus:
-        return spec.parse(cls, json.loads(message.status_json), "status")
+        return spec.told(cls, json.loads(message.status_json), "status")

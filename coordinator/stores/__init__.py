@@ -19,7 +19,7 @@ from wire import spec
 from wire.delta import Layout
 from wire.errors import EdgetuneError, Reason, UserError
 from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus, Task
-from wire.run_spec import RunSpec
+from wire.run_spec import EDITION, RunSpec
 
 T = TypeVar("T")
 
@@ -35,10 +35,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """A device that asks for work in `runs`, in this order; in any, if empty."""
+    """A device that asks for work in `runs`, in this order; in any, if empty. Its program reads run specs up to `edition`."""
 
     device: str
     runs: tuple[str, ...]
+    edition: int = EDITION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Ledger(Protocol):
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         """A task of the first of `runs` (all, if empty) that has one for `device`. A device that asks again while its
-        task is open gets the same task again."""
+        task is open gets the same task again. TOO_OLD for one that can read none of them."""
 
     async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
         """As `offer` for each, in one transaction; where a round wants fewer than ask, it takes them by lot. What `offer`
@@ -93,8 +94,8 @@ class Ledger(Protocol):
     async def refuse(self, run: str, reason: Reason) -> None:
         """Count a refusal. A run that does not exist is not counted."""
 
-    async def tick(self) -> list[str]:
-        """Let overdue rounds seal or start again; returns the runs that changed."""
+    async def tick(self) -> list[tuple[str, Round]]:
+        """Let overdue rounds seal or start again; returns them as they ended, by run name."""
 
     async def sealed(self) -> list[tuple[str, Round]]:
         """Rounds that wait to be combined, by run name: of a run's buffers the oldest."""
@@ -125,8 +126,9 @@ class Ledger(Protocol):
     async def look(self, work: Callable[[Connection, int], T]) -> T:
         """As `transact`, for work that reads only."""
 
-    def others(self) -> AsyncIterator[None]:
-        """For ever: yields soon after another process has changed something, and now and then without cause."""
+    def others(self) -> AsyncIterator[bool]:
+        """For ever: yields soon after another process has changed something, and now and then without cause. True if there
+        may be new work for devices that wait: most changes are none, and there may be many who wait."""
 
     async def close(self) -> None:
         """Finish what is under way and release the store."""
@@ -141,14 +143,32 @@ class BlobWriter(Protocol):
         """Make the blob durable and visible; its digest. BAD_SIZE, BAD_DIGEST if it is not what was declared."""
 
 
+class Growing(Protocol):
+    """A blob that grows in place under a name that is no digest, held by one caller of one process at a time."""
+
+    def size(self) -> int: ...
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """Put bytes at `start`, which is at most `size`, and end with them; durable when it returns. DISK_FULL."""
+
+    def finish(self, digest: str) -> None:
+        """Name the bytes by their digest, which the caller has checked; durable when it returns."""
+
+
 class Blobs(Protocol):
-    """Immutable bytes under their SHA-256."""
+    """Immutable bytes under their SHA-256; where a store can, also bytes that grow, under a name of 32 digits."""
 
     def writer(self, digest: str | None, size: int) -> AbstractContextManager[BlobWriter]:
         """Write a blob of exactly `size` bytes; leaving without `commit` leaves nothing behind. DISK_FULL."""
 
     def put(self, data: bytes | memoryview) -> str:
         """Write at once. The same bytes again are a no-op."""
+
+    def grow(self, name: str) -> None:
+        """Begin a blob that grows, where the store has such. The same again is a no-op."""
+
+    def growing(self, name: str) -> AbstractContextManager[Growing | None]:
+        """A blob that grows, for this caller alone while the context is open; None if there is none. BUSY if another has it."""
 
     def get(self, digest: str) -> memoryview:
         """The bytes, mapped where the store can. UNKNOWN_BLOB if there are none."""

@@ -56,7 +56,7 @@ class SqlLedger:
         await self._write_now(runs.control, name, action, reason)
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
-        return await self._write_now(offers.offer, device, runs)
+        return await self._write_now(offers.offer, Ask(device, runs))
 
     async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
         return await self._write_now(offers.offer_together, asks)
@@ -73,7 +73,7 @@ class SqlLedger:
     async def refuse(self, run: str, reason: Reason) -> None:
         await self._write(runs.refuse, run, reason)
 
-    async def tick(self) -> list[str]:
+    async def tick(self) -> list[tuple[str, Round]]:
         return await self._write_now(runs.tick)
 
     async def sealed(self) -> list[tuple[str, Round]]:
