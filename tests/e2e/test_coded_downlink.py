@@ -152,7 +152,7 @@ id = "momentum"
 learning_rate = 0.5
 momentum = 0.5
 [downlink]
-codec = "top_k_int4_5"
+codec = "top_k_int4"
 """
 
 
