@@ -10,6 +10,7 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
+from coordinator.guards import turn
 from coordinator.stores import Ask
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
@@ -69,7 +70,7 @@ class Federation(pb_grpc.FederationServicer):
     ) -> AsyncIterator[pb.ReleaseChunk]:
         version = None if request.latest else request.version
         release = await self._store.ledger.release(request.run, version)
-        async with self._core.downloads:
+        async with turn(self._core.downloads, self._core.guards.limits.stall_s):
             data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
             signature = await self._core.who.signature(release.digest) if self._core.who else ""
             first = pb.Release(manifest_json=spec.canonical(release).decode(), signature=signature)
