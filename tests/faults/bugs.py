@@ -19,6 +19,8 @@ def row_before_blob() -> None:
         receipt = await self._store.ledger.accept(contribution)
         if payload:
             await threads.on(self._core.disk, self._store.blobs.put, payload)
+        elif payload is None:
+            await self._core.uploads.join(contribution)
         return receipt
 
     service.Federation._receive = receive  # type: ignore[method-assign]
