@@ -12,6 +12,20 @@ from coordinator.meter import Meter
 OURS = "/edgetune."
 
 
+def reshaped(handler: Any, around: Callable[[Any], Any]) -> Any:
+    """A handler of the same shape and with the same coders, whose behaviour is `around` that of `handler`."""
+    make, behaviour = _SHAPES[handler.request_streaming, handler.response_streaming]
+    return make(around(getattr(handler, behaviour)), handler.request_deserializer, handler.response_serializer)
+
+
+_SHAPES = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+
+
 class Counted(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     """An interceptor that changes nothing and counts everything."""
 
@@ -24,17 +38,12 @@ class Counted(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships n
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), **coders)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream), **coders)
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._upload(handler.stream_unary), **coders)
-        return handler
+        return reshaped(handler, self._around(handler))
+
+    def _around(self, handler: Any) -> Callable[..., Any]:
+        if handler.request_streaming:
+            return self._upload
+        return self._stream if handler.response_streaming else self._unary
 
     def _unary(self, inner: Any) -> Any:
         async def counted(request: Any, context: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
+from coordinator.calls import reshaped
 from coordinator.identities import Identities
 from coordinator.permissions import check_method, check_names
 from coordinator.refusals import status_of
@@ -34,10 +35,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
         return None if handler is None else self._guarded(details.method, handler)
 
     def _guarded(self, method: str, handler: Any) -> Any:
-        made, inner = _SHAPES[handler.request_streaming, handler.response_streaming]
-        behaviour = getattr(handler, inner)
-        wrap = self._generator if inspect.isasyncgenfunction(behaviour) else self._coroutine
-        return made(wrap(method, behaviour), handler.request_deserializer, handler.response_serializer)
+        def around(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+            wrap = self._generator if inspect.isasyncgenfunction(behaviour) else self._coroutine
+            return wrap(method, behaviour)
+
+        return reshaped(handler, around)
 
     def _coroutine(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -105,14 +107,6 @@ async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerCon
     await asyncio.wait([call], timeout=RECHECK_S)
     with contextlib.suppress(Exception):  # abort always raises, and does nothing where the status is out
         await context.abort_with_status(rpc_status.to_status(status_of(refused)))
-
-
-_SHAPES = {
-    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
-    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
-    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
-    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
-}
 
 
 def presented(context: grpc.aio.ServicerContext) -> Certificate | None:

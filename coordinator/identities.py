@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from coordinator.authority import Authority
-from coordinator.stores import Ledger, devices, transactions
+from coordinator.stores import Ledger, devices, updates
 from coordinator.stores.connection import Connection
 from coordinator.stores.devices import Device
 from wire import certificates
@@ -99,7 +99,7 @@ class Identities:
 
         def work(db: Connection, now_us: int) -> Device:
             device = devices.mark_revoked(db, name)
-            transactions.withdraw(db, name, now_us)
+            updates.withdraw(db, name, now_us)
             return device
 
         self._standing.pop(name, None)

@@ -13,14 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator.administration import Administration
 from coordinator.authority import Authority
 from coordinator.bell import Bell
 from coordinator.calls import Counted
 from coordinator.closing import close_rounds, hear_others
+from coordinator.core import Core
+from coordinator.enrolment import Enrolment
 from coordinator.gate import Gate
 from coordinator.identities import Doors, Identities, Trust
 from coordinator.meter import Meter, timed
-from coordinator.service import Administration, Core, Enrolment, Federation
+from coordinator.service import Federation
 from coordinator.stores import Store
 from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc

@@ -1,120 +1,25 @@
-"""The gRPC shell: protobuf in, one call into the store, protobuf out. With serve.py, calls.py and gate.py, all that imports grpc.
-
-Every handler is `_answered`: an error of ours leaves as its status with ErrorInfo, and nothing else leaves at all.
-"""
+"""What devices call: protobuf in, one call into the store, protobuf out."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
 from coordinator import ingest, publish
-from coordinator.bell import Bell
-from coordinator.gate import presented_pem
-from coordinator.guards import DEFAULTS, Guards, Limits
-from coordinator.identities import Identities
-from coordinator.lobby import Lobby
-from coordinator.meter import Meter
-from coordinator.refusals import reason_of, status_of
-from coordinator.stores import Store
-from coordinator.stores.devices import Device
+from coordinator.core import POLL_S, Core, answered, streamed
 from coordinator.threads import on
-from coordinator.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
 from wire.contract import CONTRACT, Action
-from wire.delta import MAX_PARAMETERS, Layout
-from wire.errors import EdgetuneError, PayloadError, Reason, Refused
-from wire.messages import (
-    ACTIONS,
-    CHUNK_BYTES,
-    MAX_WAIT_S,
-    PROTOCOL,
-    Contribution,
-    Receipt,
-    ReleaseManifest,
-)
+from wire.delta import MAX_PARAMETERS
+from wire.errors import PayloadError, Reason, Refused
+from wire.messages import CHUNK_BYTES, MAX_WAIT_S, PROTOCOL, Contribution, Receipt, ReleaseManifest
 
 T = TypeVar("T")
-TRANSFERS = 8
-"""Large streams served at once, each way; the rest wait in HTTP/2 flow control, so memory does not grow with them."""
-NO_IDENTITIES = "this coordinator has no identities; `edgetune coordinator init` makes them"
-POLL_S = 10.0
-"""How long a held call may overlook what another process did, should the ledger's word of it be lost."""
-
-
-def _answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    @functools.wraps(handler)
-    async def answered(self: Any, request: Any, context: grpc.aio.ServicerContext) -> T:
-        try:
-            return await handler(self, request, context)
-        except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
-            raise  # unreachable: abort raises
-
-    return answered
-
-
-def _streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    @functools.wraps(handler)
-    async def streamed(self: Any, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[T]:
-        try:
-            async for answer in handler(self, request, context):
-                yield answer
-        except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
-
-    return streamed
-
-
-class Core:
-    """What both services share. Nothing here outlives a restart: the cache holds only what can never change."""
-
-    def __init__(
-        self,
-        store: Store,
-        compute: Executor,
-        disk: Executor,
-        accepted: Bell,
-        changed: Bell,
-        work: Bell,
-        meter: Meter,
-        who: Identities | None = None,
-        limits: Limits = DEFAULTS,
-    ) -> None:
-        self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
-        self.accepted, self.changed, self.work = accepted, changed, work
-        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
-        self.uploads = Uploads(store, self.guards, disk)
-        self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
-        self.draining = False
-        self._rules: dict[str, publish.Rules] = {}
-
-    def drain(self) -> None:
-        """Let held calls answer with what there is: their callers ask again, and another process answers."""
-        self.draining = True
-        self.work.ring()
-        self.changed.ring()
-
-    async def rules(self, name: str) -> publish.Rules:
-        if name not in self._rules:
-            run = await self.store.ledger.run(name)
-            self._rules[name] = publish.rules(run.spec, run.layout)
-        return self._rules[name]
-
-    async def blob(self, digest: str) -> memoryview:
-        return await on(self.disk, self.store.blobs.get, digest)
 
 
 class Federation(pb_grpc.FederationServicer):
@@ -123,7 +28,7 @@ class Federation(pb_grpc.FederationServicer):
     def __init__(self, core: Core) -> None:
         self._core, self._store = core, core.store
 
-    @_answered
+    @answered
     async def CheckIn(self, request: pb.CheckInRequest, context: grpc.aio.ServicerContext) -> pb.CheckInReply:
         _check_device(request.device)
         if request.protocol != PROTOCOL:
@@ -145,7 +50,7 @@ class Federation(pb_grpc.FederationServicer):
             with lobby.place():
                 await self._core.work.wait(ticket, min(left, POLL_S))
 
-    @_answered
+    @answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
         run = await self._store.ledger.run(request.run)
         return pb.RunDescription(
@@ -154,7 +59,7 @@ class Federation(pb_grpc.FederationServicer):
             release_key=self._core.who.authority.release_key if self._core.who else "",
         )
 
-    @_streamed
+    @streamed
     async def FetchRelease(
         self, request: pb.FetchReleaseRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ReleaseChunk]:
@@ -203,12 +108,12 @@ class Federation(pb_grpc.FederationServicer):
         parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
         return memoryview(b"".join(publish.as_bytes(part) for part in parts))
 
-    @_answered
+    @answered
     async def Submit(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> pb.Receipt:
         with self._core.guards.in_flight(len(request.payload)):
             return await self._take(request.contribution, request.payload)
 
-    @_answered
+    @answered
     async def Commit(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.Receipt:
         return await self._take(request, None)
 
@@ -219,7 +124,7 @@ class Federation(pb_grpc.FederationServicer):
             self._core.work.ring()
         return receipt.to_proto()
 
-    @_answered
+    @answered
     async def CreateUpload(self, request: pb.Contribution, context: grpc.aio.ServicerContext) -> pb.UploadState:
         return await self._taken(request, self._create_upload)
 
@@ -232,7 +137,7 @@ class Federation(pb_grpc.FederationServicer):
         upload = await self._core.uploads.create(mine)
         return pb.UploadState(upload=upload.id, offset=upload.received)
 
-    @_answered
+    @answered
     async def AppendUpload(
         self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
     ) -> pb.UploadState:
@@ -286,7 +191,7 @@ class Federation(pb_grpc.FederationServicer):
         self._core.guards.room(len(payload))
         self._store.blobs.put(payload)
 
-    @_answered
+    @answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
         async with self._core.streams:
             arriving = self._core.guards.paced(chunks)
@@ -305,7 +210,7 @@ class Federation(pb_grpc.FederationServicer):
                 await on(self._core.disk, writer.write, chunk.data)
             return await on(self._core.disk, writer.commit)
 
-    @_answered
+    @answered
     async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.LeaveReply:
         await self._store.ledger.leave(request.device, request.run, request.round, request.attempt)
         self._core.work.ring()
@@ -313,128 +218,6 @@ class Federation(pb_grpc.FederationServicer):
         return pb.LeaveReply()
 
 
-class Administration(pb_grpc.AdministrationServicer):
-    """What people who administer runs call."""
-
-    def __init__(self, core: Core) -> None:
-        self._core, self._store = core, core.store
-
-    @_answered
-    async def CreateRun(self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        created = run_spec.parse(_json(request.spec_json))
-        layout = Layout.parse(_json(request.layout_json))
-        publish.rules(created, layout)
-        if not run_spec.DIGEST.fullmatch(request.adapter_digest):
-            raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
-        ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
-        release = publish.initial(created, layout, request.adapter_digest)
-        if self._core.who is not None:
-            await self._core.who.sign(release.digest)
-        elif created.cohort.owner_share is not None:
-            raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
-        await self._store.ledger.create_run(created, layout, release)
-        self._core.work.ring()
-        return (await self._store.ledger.status(created.name)).to_proto()
-
-    @_answered
-    async def ControlRun(self, request: pb.ControlRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        if request.action not in ACTIONS:
-            raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
-        await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
-        self._core.work.ring()
-        self._core.changed.ring()
-        return (await self._store.ledger.status(request.run)).to_proto()
-
-    @_answered
-    async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
-        return (await self._store.ledger.status(request.run)).to_proto()
-
-    @_answered
-    async def ListRuns(self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext) -> pb.ListRunsReply:
-        names = await self._store.ledger.names()
-        return pb.ListRunsReply(runs=[(await self._store.ledger.status(name)).to_proto() for name in names])
-
-    @_streamed
-    async def WatchRun(
-        self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.RunStatus]:
-        shown = None
-        while True:
-            ticket = self._core.changed.ticket()
-            status = await self._store.ledger.status(request.run)
-            if status != shown:
-                yield status.to_proto()
-                shown = status
-            if status.ended or self._core.draining:
-                return
-            await self._core.changed.wait(ticket, POLL_S)
-
-    @_answered
-    async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext) -> pb.InviteReply:
-        quota = request.quota if request.HasField("quota") else None
-        invitation, expires_at = await _identities(self._core).invite(request.owner, quota, request.lifetime_s)
-        return pb.InviteReply(invitation=invitation.text(), expires_at=expires_at)
-
-    @_answered
-    async def ListDevices(
-        self, request: pb.ListDevicesRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListDevicesReply:
-        return pb.ListDevicesReply(devices=[_device(one) for one in await _identities(self._core).devices()])
-
-    @_answered
-    async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.Device:
-        revoked = await _identities(self._core).revoke(request.device)
-        self._core.work.ring()
-        self._core.changed.ring()
-        return _device(revoked)
-
-
-class Enrolment(pb_grpc.EnrolmentServicer):
-    """How devices get their certificates."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    @_answered
-    async def Authority(self, request: pb.AuthorityRequest, context: grpc.aio.ServicerContext) -> pb.AuthorityReply:
-        return pb.AuthorityReply(certificate_pem=_identities(self._core).authority.certificate)
-
-    @_answered
-    async def Enroll(self, request: pb.EnrollRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
-        who = _identities(self._core)
-        return _enrolled(who, await who.enroll(request.token, request.device, request.request_pem))
-
-    @_answered
-    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
-        who, pem = _identities(self._core), presented_pem(context)
-        if pem is None:
-            raise Refused(Reason.NOT_ENROLLED, "a certificate is renewed by the one that it follows")
-        return _enrolled(who, await who.renew(pem))
-
-
-def _identities(core: Core) -> Identities:
-    if core.who is None:
-        raise Refused(Reason.NO_IDENTITIES, NO_IDENTITIES)
-    return core.who
-
-
-def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
-    port = int(who.doors.devices.rpartition(":")[2])
-    return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)
-
-
-def _device(device: Device) -> pb.Device:
-    times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
-    return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
-
-
 def _check_device(device: str) -> None:
     if not run_spec.NAME.fullmatch(device):
         raise PayloadError(Reason.BAD_REQUEST, "a device name is 1 to 64 of a-z 0-9 . _ -")
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(Reason.BAD_REQUEST, f"not JSON: {error}") from error

@@ -17,8 +17,7 @@ import numpy as np
 
 from edge_client import bases, data
 from edge_client.adapters import Base
-from edge_client.adapters.low_rank import layer_number
-from edge_client.engines import ENGINES, Tokens, torch_memory
+from edge_client.engines import ENGINES, Tokens, cuts, torch_memory
 from edge_client.methods import Method
 from edge_client.methods.hybrid import Hybrid
 from edge_client.participate import peak_rss_bytes
@@ -171,7 +170,7 @@ def examine(
     method = fitting_method(run, chosen)
     layout = method.tunes().layout(base)
     limit = max_memory or hardware.memory_free
-    traffic = _traffic(run, layout, method, _gradient_layers(base, method, layout, limit))
+    traffic = _traffic(run, layout, method, _below(base, method, layout, limit))
     try:
         picked = _picked(run, chosen, base, method, layout, limit, why or _why(chosen, method))
         measured = _measure(chosen, base, method, layout, limit, threads) if measure else None
@@ -227,12 +226,12 @@ def _state(name: str) -> str:
     return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
 
 
-def _traffic(run: RunSpec, layout: Layout, method: Method, gradient_layers: int | None) -> Traffic:
+def _traffic(run: RunSpec, layout: Layout, method: Method, below: int) -> Traffic:
+    """`below`: how many tensors lie below a cut."""
     codec, scalars = run.chain(), run.directions.max_bytes() if run.directions else 0
     down = 4 * layout.size if codec else 20 + 4 * (run.directions.count if run.directions else 0)
     if codec is None or method.forward_only:
         return Traffic(scalars, down, 4 * layout.size)
-    below = _below(layout, gradient_layers)
     split = HEAD.size + scalars if below else 0
     return Traffic(split + _coded(codec, layout.above(below)), down, 4 * layout.size)
 
@@ -244,12 +243,13 @@ def _coded(codec: Chain, layout: Layout) -> int:
     return len(payload)
 
 
-def _below(layout: Layout, gradient_layers: int | None) -> int:
-    """How many tensors lie below a cut; the last layer that an adapter tunes is taken for the model's."""
-    numbers = [number for tensor in layout.tensors if (number := layer_number(tensor.name)) is not None]
-    if gradient_layers is None or not numbers:
+def _below(base: Base, method: Method, layout: Layout, limit: int) -> int:
+    """How many of the layout's tensors would lie below the cut here; none where the method makes no cut."""
+    gradient_layers = _gradient_layers(base, method, layout, limit)
+    if gradient_layers is None or not isinstance(base, QuantizedBase):
         return 0
-    return sum(number <= max(numbers) - gradient_layers for number in numbers)
+    layers = int(_config(base).num_hidden_layers)
+    return cuts.at(layout, max(0, layers - gradient_layers), layers).tensors
 
 
 def _why(chosen: Any, method: Method) -> str:

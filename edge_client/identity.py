@@ -80,9 +80,9 @@ def enroll(invitation: Invitation, folder: Path, name: str) -> Identity:
     A key that is there already is used again: an answer that was lost can be asked for anew, and a device whose
     certificate has expired stays the device that it was. Raises Refused, Unreachable, IdentityError.
     """
-    from edge_client import transport
+    from edge_client import enrolment
 
-    authority, answer = transport.enrolled(
+    authority, answer = enrolment.enrolled(
         invitation, name, lambda pem: _trusted(pem, invitation), lambda: _request(folder)
     )
     key = read_key(folder)

@@ -62,8 +62,7 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
     state.begin(task)
     tell("task", {"run": task.run, "round": task.round, "attempt": task.attempt, "kind": task.kind})
     try:
-        run, layout = connection.describe(task.run)
-        _check_names(task, run.digest, layout.digest)
+        run, layout = session.described(connection, task)
         if not _resend(connection, state, run, layout, task, tell):
             work = session.work(run, layout)
             pending = _compute(connection, state, work, task, tell)
@@ -75,11 +74,6 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
         raise
     finally:
         state.end()
-
-
-def _check_names(task: Task, spec_digest: str, layout_digest: str) -> None:
-    if (task.spec_digest, task.layout_digest) != (spec_digest, layout_digest):
-        raise Refused(Reason.WRONG_LAYOUT, f"the coordinator describes {task.run!r} otherwise than its task does")
 
 
 def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Event) -> bool:
@@ -100,13 +94,15 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     state.saw(held.release)
     before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
     if task.kind == "evaluate":
-        return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {})
+        return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {}, task.release_version)
     trained = _train(connection, state, work, task, held.trajectory, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
     if work.record is not None and isinstance(trained.update, Delta):
         recording.write(work.record, trained.update, task, state.device)
-    payload, codec_state = encoded(trained.update, work.layout, work.codec, state.codec_state(work.run))
-    return Pending(_contribution(state, work, task, payload, held, before, after, trained), payload, codec_state)
+    kept = state.codec_state(work.run, task.release_version)
+    payload, codec_state = encoded(trained.update, work.layout, work.codec, kept)
+    mine = _contribution(state, work, task, payload, held, before, after, trained)
+    return Pending(mine, payload, codec_state, task.release_version)
 
 
 def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:

@@ -7,8 +7,6 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 
 class JsonLines:
     """Every event as one JSON object a line, at once."""
@@ -29,6 +27,9 @@ class Screen:
     """A bar for the steps of the round at hand, and a line for each round that is done."""
 
     def __init__(self) -> None:
+        from tqdm import tqdm  # needed here alone: clients on small machines count megabytes
+
+        self._tqdm: Any = tqdm
         self._bar: Any = None
 
     def __enter__(self) -> Screen:
@@ -50,7 +51,7 @@ class Screen:
     def _on_task(self, values: dict[str, Any]) -> None:
         self._clear()
         name = f"{values['run']} round {values['round']} {values['kind']}"
-        self._bar = tqdm(desc=name, disable=None, leave=False, unit="step")
+        self._bar = self._tqdm(desc=name, disable=None, leave=False, unit="step")
 
     def _on_step(self, values: dict[str, Any]) -> None:
         if self._bar is not None:
@@ -87,4 +88,4 @@ class Screen:
             self._bar = None
 
     def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        self._tqdm.write(text, file=sys.stderr)

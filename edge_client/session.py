@@ -16,10 +16,12 @@ from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
 from edge_client.methods import METHODS, Method
 from edge_client.releases import Releases
+from edge_client.transport import Connection
 from wire import spec
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
+from wire.messages import Task
 from wire.run_spec import RunSpec, check_mode
 
 
@@ -58,9 +60,25 @@ class Session:
 
     def __init__(self, device: Device, examples: Sequence[Example]) -> None:
         self._device, self._examples = device, examples
+        self._described: dict[tuple[str, str], tuple[RunSpec, Layout]] = {}
         self._work: dict[str, Work] = {}
         self._releases = Releases()
         self._engines: dict[tuple[str, Adapter], Any] = {}
+
+    def described(self, connection: Connection, task: Task) -> tuple[RunSpec, Layout]:
+        """The spec and layout that a task names, asked for once: of a large model they are longer than an update.
+
+        Raises Refused(WRONG_LAYOUT) for a coordinator that describes the run otherwise.
+        """
+        names = (task.spec_digest, task.layout_digest)
+        if names not in self._described:
+            run, layout = connection.describe(task.run)
+            if (run.digest, layout.digest) != names:
+                raise Refused(
+                    Reason.WRONG_LAYOUT, f"the coordinator describes {task.run!r} otherwise than its task does"
+                )
+            self._described[names] = run, layout
+        return self._described[names]
 
     def work(self, run: RunSpec, layout: Layout) -> Work:
         """What `run` needs here. Raises SpecError for a method this client does not have, BaseModelError for another

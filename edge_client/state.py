@@ -13,7 +13,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from wire import spec
 from wire.codecs import State
 from wire.errors import MachineError, PayloadError, Reason, UserError
 from wire.messages import Contribution, ReleaseManifest, Task
-from wire.run_spec import NAME, RunSpec
+from wire.run_spec import NAME, Cohort, RunSpec
 
 try:
     import fcntl
@@ -46,11 +45,27 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pending:
-    """An update that was written down and has no receipt yet."""
+    """An update that was written down and has no receipt yet; `version` is the release it starts from."""
 
     contribution: Contribution
     payload: bytes
     codec_state: State
+    version: int
+
+
+UNKNOWN = -1 << 62
+"""The release of what was written down before its version was: older than all that anything is owed to."""
+
+
+def owed(cohort: Cohort, then: int, now: int) -> bool:
+    """Whether what an update from release `then` left unsent may go with one from release `now`.
+
+    It was found at `then`, and after releases that the device had no part in it points elsewhere. In a round that is tried
+    again the update itself never counted. A buffer takes updates of any start within its bound, and so what they left.
+    """
+    if cohort.mode == "async":
+        return 0 <= now - then <= 1 + (cohort.max_staleness or 0)
+    return now - then == 1
 
 
 class DeviceState:
@@ -68,12 +83,13 @@ class DeviceState:
         """Release the folder to other clients."""
         self._lock.close()
 
-    def codec_state(self, run: RunSpec) -> State | None:
-        """The codec state after the last confirmed update of this very run; None before the first."""
+    def codec_state(self, run: RunSpec, version: int) -> State | None:
+        """The codec state after the last confirmed update of this very run, for an update that starts from release
+        `version`; None before the first, and where what it holds is no longer owed."""
         found = _read(self._run(run.name) / "codec.npz")
         if found is None or _text(found.pop("spec")) != run.digest:
             return None
-        return found
+        return found if owed(run.cohort, int(found.pop("version", UNKNOWN)), version) else None
 
     def record(self, run: str) -> Record:
         try:
@@ -90,7 +106,7 @@ class DeviceState:
         arrays: State = {f"state:{key}": value for key, value in pending.codec_state.items()}
         arrays["payload"] = np.frombuffer(pending.payload, np.uint8)
         arrays["contribution"] = _bytes(spec.canonical(pending.contribution).decode())
-        arrays["spec"] = _bytes(run.digest)
+        arrays |= {"spec": _bytes(run.digest), "version": np.array(pending.version)}
         _write(self._run(run.name) / "pending.npz", _npz(arrays))
 
     def pending(self, run: RunSpec) -> Pending | None:
@@ -100,7 +116,7 @@ class DeviceState:
             return None
         contribution = spec.parse(Contribution, json.loads(_text(found["contribution"])), "pending")
         codec_state = {key.removeprefix("state:"): v for key, v in found.items() if key.startswith("state:")}
-        return Pending(contribution, found["payload"].tobytes(), codec_state)
+        return Pending(contribution, found["payload"].tobytes(), codec_state, int(found.get("version", UNKNOWN)))
 
     def holds(self, task: Task) -> bool:
         """Whether an update of this very task is written down and has no receipt yet."""
@@ -114,7 +130,8 @@ class DeviceState:
         """The receipt came: the pending codec state becomes the state. Safe to repeat after a crash at any point."""
         folder = self._run(run.name)
         if pending.codec_state:
-            _write(folder / "codec.npz", _npz(pending.codec_state | {"spec": _bytes(run.digest)}))
+            kept = pending.codec_state | {"spec": _bytes(run.digest), "version": np.array(pending.version)}
+            _write(folder / "codec.npz", _npz(kept))
         self._count(pending.contribution, run)
         (folder / "pending.npz").unlink(missing_ok=True)
 
@@ -153,6 +170,8 @@ class DeviceState:
 
     def forget(self, run: str) -> None:
         """Remove everything kept of a run."""
+        import shutil  # needed here alone: it brings three compressors
+
         shutil.rmtree(self._run(run), ignore_errors=True)
 
     def _count(self, done: Contribution, run: RunSpec) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_client.participate import take_part
+from edge_client.session import Device, Session
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
 from wire import run_spec, spec
@@ -40,7 +41,7 @@ def update(task: Task) -> Pending:
     payload, codec_state = chain.encode(Delta(LAYOUT, values), chain.init(LAYOUT))
     digest = spec.bytes_digest(payload)
     named = ("d1", RUN.name, task.round, task.attempt, digest, len(payload), 1, BASE, task.release_digest)
-    return Pending(Contribution(*named, Metrics()), payload, codec_state)
+    return Pending(Contribution(*named, Metrics()), payload, codec_state, task.release_version)
 
 
 def main(address: str, folder: str) -> None:
@@ -50,7 +51,7 @@ def main(address: str, folder: str) -> None:
         assert isinstance(task, Task), task
         if state.pending(RUN) is None:
             state.prepare(update(task), RUN)
-        take_part(connection, None, state, task, tell)  # type: ignore[arg-type]  # nothing is left to compute
+        take_part(connection, Session(Device(Path()), ()), state, task, tell)  # nothing is left to compute
 
 
 def tell(event: str, values: dict[str, Any]) -> None:

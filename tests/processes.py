@@ -28,7 +28,8 @@ def command(*arguments: str | Path) -> list[str]:
 def environment() -> dict[str, str]:
     """This process's, with one thread a process: tests share few cores."""
     alone = {"XDG_DATA_HOME": f"{tempfile.gettempdir()}/edgetune-nobody"}  # no identity of whoever runs the tests
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | alone
+    told = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | told | alone
 
 
 class CoordinatorProcess:
@@ -125,13 +126,22 @@ def edgetune(*arguments: str | Path, timeout_s: float = 120.0) -> subprocess.Com
 
 def finished(clients: Sequence[subprocess.Popen[str]], timeout_s: float = 120.0) -> list[list[dict[str, Any]]]:
     """The events of each client, after all of them have ended well."""
-    with ThreadPoolExecutor(
-        max(1, len(clients))
-    ) as pool:  # read together: one whose pipe is full would hold up the rest
-        outputs = list(pool.map(lambda client: client.communicate(timeout=timeout_s), clients))
+    with ThreadPoolExecutor(max(1, len(clients))) as pool:  # together: one whose pipe is full would hold up the rest
+        outputs = list(pool.map(lambda client: output(client, timeout_s), clients))
     for client, (_, err) in zip(clients, outputs, strict=True):
         assert client.returncode == 0, err
     return [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
+
+
+def output(client: subprocess.Popen[str], timeout_s: float) -> tuple[str, str]:
+    """What it wrote until it ended. One that does not end is aborted: where each of its threads stood is then in what it
+    wrote as errors."""
+    try:
+        return client.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        client.send_signal(signal.SIGABRT)
+        out, err = client.communicate()
+        return out, f"not ended after {timeout_s:.0f} s; its last words were {out[-500:]}\n{err}"
 
 
 def write_texts(path: Path, word: str, lines: int = 12) -> Path:

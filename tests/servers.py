@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import os
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -105,3 +111,91 @@ def s3() -> Iterator[S3]:
         yield S3(f"{host}:{port}")
     finally:
         server.stop()
+
+
+class SeaweedFS(S3):
+    """A durable server in one process and a folder: `crash` is kill -9, after which it starts again on the same ports."""
+
+    PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+             "s3.port", "s3.port.grpc")  # fmt: skip
+    START_S = 60.0
+
+    def __init__(self, folder: Path) -> None:
+        ports = dict(zip(self.PORTS, _free_ports(len(self.PORTS)), strict=True))
+        super().__init__(f"127.0.0.1:{ports['s3.port']}")
+        weed = Path(sys.executable).with_name("weed")
+        if not weed.exists():
+            pytest.skip("no SeaweedFS build for this platform")
+        self._line = [str(weed), "server", "-s3", "-filer", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
+        self._line += [f"-{name}={port}" for name, port in ports.items()]
+        self._line += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=1000",
+                       "-volume.max=100", "-master.telemetry=false"]  # fmt: skip
+        self._log = folder / "log"
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(self._line, stdout=log, stderr=log, env=os.environ | self.environment)
+        give_up = time.monotonic() + self.START_S
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > give_up:
+                process.kill()
+                raise AssertionError(f"SeaweedFS does not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.2)
+        return process
+
+    def _answers(self) -> bool:
+        """Whether it keeps an object: it listens long before it can."""
+        import obstore
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+
+        there = f"http://{self.address}"
+        bucket = S3Store(
+            "bucket",
+            endpoint=there,
+            region="us-east-1",
+            access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True},
+            retry_config={"max_retries": 0},
+        )
+        try:
+            with contextlib.suppress(HTTPError):  # it is there already
+                urlopen(Request(f"{there}/bucket", method="PUT"), timeout=5).close()
+            obstore.put(bucket, "started", b"1", use_multipart=False)
+        except (OSError, BaseError):
+            return False
+        return True
+
+    def crash(self) -> None:
+        self.stop()
+        self._process = self._started()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody uses now."""
+    found = [socket.socket() for _ in range(count)]
+    for one in found:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in found]
+    for one in found:
+        one.close()
+    return ports
+
+
+@contextmanager
+def seaweedfs() -> Iterator[SeaweedFS]:
+    folder = Path(tempfile.mkdtemp(prefix="weed-"))
+    try:
+        server = SeaweedFS(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

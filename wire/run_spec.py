@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -167,6 +166,8 @@ def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
 
 def read_toml(path: Path) -> RunSpec:
     """A RunSpec from a TOML file. Raises SpecError naming the file, and the line where TOML itself is wrong."""
+    import tomllib  # needed here alone: a client gets its spec as JSON, and counts megabytes
+
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,10 +15,10 @@ from wire.messages import MAX_WEIGHT, Contribution
 FRACTION_BITS = 30
 """One unit of the fixed point is 2^-30: finer than float32 resolves any entry above 2^-7, and far below training noise."""
 LIMIT = 2.0
-"""|entry| < 2 keeps an entry within 31 bits; times a weight of 16 bits and 2^15 updates it stays within 62."""
+"""|entry| < 2 keeps an entry within 31 bits and a sign; times a weight of 16 bits and 2^15 updates it stays within 62."""
 FINEST, FINER = 255, 257
 """Weights by variance: examples up to 255, in 257ths, fill 16 bits."""
-SLAB = 1 << 16
+SLAB = 1 << 17
 """Entries converted at a time, so that temporaries stay in cache and memory stays one accumulator."""
 
 
@@ -28,13 +28,23 @@ class FixedPointSum:
     def __init__(self, size: int) -> None:
         self._total: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._weight = 0
+        slab = min(size, SLAB)
+        self._scaled, self._units = np.empty(slab, np.float32), np.empty(slab, np.int32)
+        self._weighted = np.empty(slab, np.int64)
 
     def add(self, vector: Vector, weight: int) -> None:
         for start in range(0, len(vector), SLAB):
-            part = slice(start, start + SLAB)
-            scaled = np.rint(np.multiply(vector[part], 2.0**FRACTION_BITS, dtype=np.float64))
-            self._total[part] += scaled.astype(np.int64) * weight
+            self._add(vector[start : start + SLAB], self._total[start : start + SLAB], np.int64(weight))
         self._weight += weight
+
+    def _add(self, part: Vector, total: npt.NDArray[np.int64], weight: np.int64) -> None:
+        """Exact in float32: 2^30 moves the exponent alone, and what is rounded fits 31 bits (LIMIT)."""
+        size = len(part)
+        scaled, units, weighted = self._scaled[:size], self._units[:size], self._weighted[:size]
+        np.multiply(part, np.float32(2.0**FRACTION_BITS), out=scaled)
+        np.copyto(units, np.rint(scaled, out=scaled), casting="unsafe")
+        np.multiply(units, weight, out=weighted, dtype=np.int64)
+        total += weighted
 
     def mean(self) -> Vector:
         mean = np.empty(len(self._total), np.float32)

@@ -1,6 +1,6 @@
 """Devices, their owners and enrolment tokens, and signatures: what each transaction does, over one open connection.
 
-As in `transactions.py`, the caller opens and commits; raising undoes everything.
+As in `runs.py`, the caller opens and commits; raising undoes everything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ledger over any SQL engine: each method is one transaction of `transactions`, run by a group commit."""
+"""The ledger over any SQL engine: each method is one transaction of `offers`, `updates` or `runs`, run by a group commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Ask, Offers, Run, transactions, uploads
+from coordinator.stores import Ask, Offers, Run, offers, rows, runs, updates, uploads
 from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
@@ -41,61 +41,61 @@ class SqlLedger:
         return await asyncio.wrap_future(self._writes.submit(lambda db: work(db, *args, self._clock_us(db))))
 
     async def create_run(self, spec: RunSpec, layout: Layout, release: ReleaseManifest) -> None:
-        await self._write_now(transactions.create_run, spec, layout, release)
+        await self._write_now(runs.create_run, spec, layout, release)
 
     async def run(self, name: str) -> Run:
-        return await self._read(transactions.read_run, name)
+        return await self._read(rows.read_run, name)
 
     async def status(self, name: str) -> RunStatus:
         return await self._read(run_status, name)
 
     async def names(self) -> list[str]:
-        return await self._read(transactions.names)
+        return await self._read(rows.names)
 
     async def control(self, name: str, action: Control, reason: str) -> None:
-        await self._write_now(transactions.control, name, action, reason)
+        await self._write_now(runs.control, name, action, reason)
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
-        return await self._write_now(transactions.offer, device, runs)
+        return await self._write_now(offers.offer, device, runs)
 
     async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
-        return await self._write_now(transactions.offer_together, asks)
+        return await self._write_now(offers.offer_together, asks)
 
     async def leave(self, device: str, run: str, number: int, attempt: int) -> None:
-        await self._write_now(transactions.leave, device, run, number, attempt)
+        await self._write_now(offers.leave, device, run, number, attempt)
 
     async def check(self, contribution: Contribution) -> Receipt | None:
-        return await self._read_now(transactions.check, contribution)
+        return await self._read_now(updates.check, contribution)
 
     async def accept(self, contribution: Contribution) -> Receipt:
-        return await self._write_now(transactions.accept, contribution)
+        return await self._write_now(updates.accept, contribution)
 
     async def refuse(self, run: str, reason: Reason) -> None:
-        await self._write(transactions.refuse, run, reason)
+        await self._write(runs.refuse, run, reason)
 
     async def tick(self) -> list[str]:
-        return await self._write_now(transactions.tick)
+        return await self._write_now(runs.tick)
 
     async def sealed(self) -> list[tuple[str, Round]]:
-        return await self._read(transactions.sealed)
+        return await self._read(runs.sealed)
 
     async def rounds_by_state(self) -> dict[str, int]:
-        return await self._read(transactions.rounds_by_state)
+        return await self._read(runs.rounds_by_state)
 
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
-        return await self._read(transactions.contributions, run, number, attempt)
+        return await self._read(rows.contributions, run, number, attempt)
 
     async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
-        return await self._write_now(transactions.publish, run, sealed, release)
+        return await self._write_now(runs.publish, run, sealed, release)
 
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
-        return await self._read(transactions.read_release, run, version)
+        return await self._read(rows.read_release, run, version)
 
     async def attempt(self, run: str, version: int) -> int:
-        return await self._read(transactions.attempt, run, version)
+        return await self._read(rows.attempt, run, version)
 
     async def named_blobs(self) -> set[str]:
-        return await self._read(transactions.named_blobs) | await self._read(uploads.named_parts)
+        return await self._read(rows.named_blobs) | await self._read(uploads.named_parts)
 
     async def transact(self, work: Callable[[Connection, int], T]) -> T:
         return await self._write_now(work)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from coordinator.rounds import Round
-from coordinator.stores import transactions
+from coordinator.stores import rows
 from coordinator.stores.connection import Connection
 from wire.messages import Contribution, ReleaseManifest, ReleaseStatus, RunStatus
 
 
 def run_status(db: Connection, name: str) -> RunStatus:
     """Raises Refused(UNKNOWN_RUN)."""
-    run = transactions.read_run(db, name)
+    run = rows.read_run(db, name)
     shown = _last_round(db, name)
     (detail,) = db.execute("SELECT detail FROM runs WHERE name = ?", (name,)).fetchone()
     refused = dict(db.execute("SELECT reason, count FROM refusals WHERE run = ?", (name,)).fetchall())
@@ -40,7 +40,7 @@ def _last_round(db: Connection, name: str) -> Round:
     number, attempt = db.execute(
         "SELECT number, attempt FROM rounds WHERE run = ? ORDER BY number DESC, attempt DESC LIMIT 1", (name,)
     ).fetchone()
-    return transactions.read_round(db, name, number, attempt)
+    return rows.read_round(db, name, number, attempt)
 
 
 def _releases(db: Connection, name: str) -> list[ReleaseStatus]:
@@ -53,7 +53,7 @@ def _releases(db: Connection, name: str) -> list[ReleaseStatus]:
 def _release(
     db: Connection, name: str, version: int, digest: str, manifest: str, attempt: int, published_us: int
 ) -> ReleaseStatus:
-    made_from = transactions.contributions(db, name, version, attempt)
+    made_from = rows.contributions(db, name, version, attempt)
     measured = _measurements(db, name, digest)
     loss, tokens = _mean([(c.metrics.loss_before, c.metrics.held_out_tokens) for c in measured])
     return ReleaseStatus(
@@ -73,7 +73,7 @@ def _release(
 def _measurements(db: Connection, name: str, release_digest: str) -> list[Contribution]:
     """Each device's first measurement of a release, whatever became of the round it was made for."""
     by_device: dict[str, Contribution] = {}
-    for contribution in transactions.measured(db, name, release_digest):
+    for contribution in rows.measured(db, name, release_digest):
         by_device.setdefault(contribution.device, contribution)
     return list(by_device.values())
 

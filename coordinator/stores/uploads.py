@@ -1,13 +1,13 @@
 """Updates under way: what each transaction does to the rows of uploads and their parts, over one open connection.
 
-As in `transactions.py`, the caller opens and commits; raising undoes everything.
+As in `runs.py`, the caller opens and commits; raising undoes everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from coordinator.stores import transactions
+from coordinator.stores import runs, updates
 from coordinator.stores.connection import Connection
 from wire.errors import Reason, Refused
 from wire.messages import Contribution
@@ -63,7 +63,7 @@ def find(db: Connection, upload: str, device: str, now_us: int) -> Upload:
     if row[1] != device:
         raise Refused(Reason.NOT_ASSIGNED, f"this upload is not one of {device}")
     run, number, attempt = db.execute("SELECT run, number, attempt FROM uploads WHERE id = ?", (upload,)).fetchone()
-    transactions.check_open(db, (run, number, attempt, device), now_us)
+    updates.check_open(db, (run, number, attempt, device), now_us)
     return Upload(*row)
 
 
@@ -103,7 +103,7 @@ def forget(db: Connection, upload: str) -> list[str]:
 def close(db: Connection, upload: str, reason: Reason) -> list[str]:
     """As `forget`, for an upload that comes too late: its refusal is counted."""
     for (run,) in db.execute("SELECT run FROM uploads WHERE id = ?", (upload,)).fetchall():
-        transactions.refuse(db, run, reason)
+        runs.refuse(db, run, reason)
     return forget(db, upload)
 
 

@@ -13,7 +13,8 @@ import torch
 
 from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens, torch_cut, torch_loss, torch_memory, torch_model
+from edge_client.engines import IGNORE, Optimizer, Tokens, cuts, torch_cut, torch_loss, torch_memory, torch_model
+from edge_client.engines.cuts import Cut
 from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
@@ -48,7 +49,7 @@ class TorchEngine:
         self._plan: torch_memory.Plan | None = None
         self._checkpointing = False
         self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._cut = torch_cut.WHOLE
+        self._cut = cuts.WHOLE
         self.start(Optimizer())
         give_back()
 
@@ -110,16 +111,16 @@ class TorchEngine:
         return np.array(found)
 
     def start(self, optimizer: Optimizer) -> None:
-        self._begin(optimizer, torch_cut.WHOLE)
+        self._begin(optimizer, cuts.WHOLE)
 
     def start_above(self, optimizer: Optimizer, layers: int | None, batch: int, length: int) -> int:
         config = self._model.config
         every = int(config.num_hidden_layers)
         wanted = layers or torch_memory.affordable(config, self._fixed(), self.layout.size, batch, length, self._limit)
-        self._begin(optimizer, torch_cut.at(self.layout, max(0, every - wanted), every))
+        self._begin(optimizer, cuts.at(self.layout, max(0, every - wanted), every))
         return self._cut.tensors
 
-    def _begin(self, optimizer: Optimizer, cut: torch_cut.Cut) -> None:
+    def _begin(self, optimizer: Optimizer, cut: Cut) -> None:
         if cut != self._cut:
             self._cut, self._plan = cut, None
             for number, factor in enumerate(self._factors):

@@ -80,7 +80,7 @@ class ToyEngine:
 
     def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         given, wanted = _pairs(sequences)
-        logits = self._hidden(given) @ self._b().T * self._scale
+        logits = self._logits(self._hidden(given))
         return float(_nll(logits, wanted).sum(dtype=np.float64)), len(wanted)
 
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
@@ -118,9 +118,9 @@ class ToyEngine:
     def _gradient(self, batch: Sequence[Tokens]) -> tuple[float, Vector]:
         given, wanted = _pairs(batch)
         hidden = self._hidden(given)
-        logits = hidden @ self._b().T * self._scale
+        logits = self._logits(hidden)
         loss = float(_nll(logits, wanted).mean())
-        errors = _softmax(logits)
+        errors = _softmaxed(logits)
         errors[np.arange(len(wanted)), wanted] -= 1
         errors *= self._scale / len(wanted)
         down = np.zeros((BYTES, self._rank), np.float32)
@@ -152,6 +152,11 @@ class ToyEngine:
     def _hidden(self, given: Ids) -> Matrix:
         return np.ascontiguousarray(self._a()[:, given].T)
 
+    def _logits(self, hidden: Matrix) -> Matrix:
+        logits: Matrix = hidden @ self._b().T
+        logits *= self._scale
+        return logits
+
 
 def clipped(gradient: Vector, norm: float) -> Vector:
     """`gradient` [n], shortened to `norm` if it is longer."""
@@ -171,15 +176,18 @@ def _pairs(sequences: Sequence[Tokens]) -> tuple[Ids, Ids]:
     return given[there], wanted[there]
 
 
-def _softmax(logits: Matrix) -> Matrix:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normal: Matrix = raised / raised.sum(axis=1, keepdims=True)
-    return normal
+def _softmaxed(logits: Matrix) -> Matrix:
+    """In the place of the logits: of all that a step makes, they alone are large."""
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=1, keepdims=True)
+    return logits
 
 
 def _nll(logits: Matrix, wanted: Ids) -> Matrix:
     """Negative log-likelihood in nats, float32 [N]."""
     top = logits.max(axis=1)
-    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    shifted = logits - top[:, None]
+    log_sum = top + np.log(np.exp(shifted, out=shifted).sum(axis=1))
     losses: Matrix = log_sum - logits[np.arange(len(wanted)), wanted]
     return losses

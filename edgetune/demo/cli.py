@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.demo.federation import Event, Processes
+from edgetune.demo.report import Report, lines, table
 from edgetune.demo.texts import SOURCES, parts
 from wire import run_spec
 from wire.codecs.compositions import COMPOSITIONS
+from wire.delta import Layout, Vector
 from wire.errors import MissingExtra, UserError
+from wire.messages import RunStatus
 from wire.run_spec import RunSpec
 from wire.spec import Plain
 
@@ -61,8 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from edgetune.demo.report import lines, table
-
     mode = MODES[args.method]
     for name in ("clients", "rounds", "local_steps"):
         if getattr(args, name) is None:
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         address = processes.coordinator()
         measured = _federate(spec, names, address, processes, args, console)
         console.print("measuring every model on the text of all clients", highlight=False)
-        report = _compare(spec, names, address, args, measured, started, processes)
+        judged = _compare(spec, names, address, args)
+    report = _report(spec, names, args, measured, judged, time.monotonic() - started)
     report.write(args.out)
     console.print(table(report))
     for line in lines(report):
@@ -182,10 +184,11 @@ def _base(model: str, base_format: str, console: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the federated part of the demo cost."""
+    """What the federated part of the demo cost; the most memory all its processes had together."""
 
     submitted: list[Event]
     seconds: float
+    peak_rss_bytes: int
 
 
 def _federate(
@@ -219,7 +222,7 @@ def _federate(
             if event["event"] == "submitted" and event["run"] == FEDERATED:
                 submitted.append(event)
                 ended = time.monotonic()
-    return Measured(submitted, ended - started)
+    return Measured(submitted, ended - started, processes.peak_rss_bytes)
 
 
 def _screen(spec: RunSpec, names: list[str], args: argparse.Namespace, console: Any) -> Any:
@@ -231,66 +234,89 @@ def _screen(spec: RunSpec, names: list[str], args: argparse.Namespace, console: 
     return Screen(names, each, FEDERATED, console)
 
 
-def _compare(
-    spec: RunSpec,
-    names: list[str],
-    address: str,
-    args: argparse.Namespace,
-    measured: Measured,
-    started: float,
-    processes: Processes,
-) -> Any:
-    """Every adapter on the held-out text of all clients together, by one engine."""
-    from edge_client import bases, data, export
-    from edge_client.releases import Releases
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What the comparison found. Losses in nats a token: of the base, of every client alone, of what they tuned together."""
+
+    base_loss: float
+    local_losses: list[float]
+    federated_loss: float
+    parameters: int
+    tokens: int
+    status: RunStatus
+
+
+def _compare(spec: RunSpec, names: list[str], address: str, args: argparse.Namespace) -> Judged:
+    """Every adapter on the held-out text of all clients together, by one engine; the federated one is written down."""
+    from edge_client import bases, export
     from edge_client.session import engine_class, methods
-    from edge_client.transport import Connection
-    from edgetune.demo.report import Report
 
     base = bases.find(spec.base)
     method = methods(spec)[0]
     row = method.tunes()
     layout = row.layout(base)
+    initial = row.initial(layout, spec.seed)
+    alone = [f"alone-{i}" for i in range(len(names))] if MODES[args.method].alone else []
+    adapters, status = _tuned([*alone, FEDERATED], address, layout, initial)
     engine = engine_class("auto", spec).load(base, row, layout, threads=2)
-    held_out = []
-    for name in names:
-        _, kept = data.split(data.read(args.out / "data" / f"{name}.jsonl"), spec.evaluation.fraction, spec.seed)
-        held_out += engine.tokenize(kept, method.sequence_length)[: spec.evaluation.max_sequences]
-
-    def loss(adapter: Any) -> float:
-        engine.write(adapter)
-        total, tokens = engine.loss(held_out)
-        return float(total / tokens)
-
-    alone_names = [f"alone-{i}" for i in range(len(names))] if MODES[args.method].alone else []
-    with Connection(address) as connection:
-        status = connection.status(FEDERATED)
-        initial = row.initial(layout, spec.seed)
-        described = {name: connection.describe(name)[0] for name in (*alone_names, FEDERATED)}
-        held = {name: Releases().fetch(connection, run, layout, initial) for name, run in described.items()}
-    adapters = {name: found.trajectory.adapter for name, found in held.items()}
-    losses = [loss(adapter) for adapter in (initial, *adapters.values())]
+    held_out = _held_out(engine, spec, names, method.sequence_length, args.out / "data")
+    losses = [_loss(engine, adapter, held_out) for adapter in (initial, *adapters)]
     placement = row.placement(base)
     write = export.to_merged if placement.gains else export.to_peft
-    write(base, placement, layout, adapters[FEDERATED], args.out / "adapter")
+    write(base, placement, layout, adapters[-1], args.out / "adapter")
+    tokens = sum(sequence.targets for sequence in held_out)
+    return Judged(losses[0], losses[1:-1], losses[-1], layout.size, tokens, status)
+
+
+def _tuned(runs: list[str], address: str, layout: Layout, initial: Vector) -> tuple[list[Vector], RunStatus]:
+    """The newest adapter of each run, float32 [layout.size], and the status of the last."""
+    from edge_client.releases import Releases
+    from edge_client.transport import Connection
+
+    with Connection(address) as connection:
+        described = [connection.describe(run)[0] for run in runs]
+        held = [Releases().fetch(connection, spec, layout, initial) for spec in described]
+        return [found.trajectory.adapter for found in held], connection.status(runs[-1])
+
+
+def _held_out(engine: Any, spec: RunSpec, names: list[str], length: int, folder: Path) -> list[Any]:
+    """What no client trained on, tokenized."""
+    from edge_client import data
+
+    evaluation, sequences = spec.evaluation, list[Any]()
+    for name in names:
+        _, kept = data.split(data.read(folder / f"{name}.jsonl"), evaluation.fraction, spec.seed)
+        sequences += engine.tokenize(kept, length)[: evaluation.max_sequences]
+    return sequences
+
+
+def _loss(engine: Any, adapter: Vector, held_out: list[Any]) -> float:
+    engine.write(adapter)
+    total, tokens = engine.loss(held_out)
+    return float(total / tokens)
+
+
+def _report(
+    spec: RunSpec, names: list[str], args: argparse.Namespace, measured: Measured, judged: Judged, seconds: float
+) -> Report:
     trained = [event for event in measured.submitted if event["kind"] == "train"]
     return Report(
         clients=names,
-        base_loss=losses[0],
-        local_losses=losses[1:-1],
-        federated_loss=losses[-1],
+        base_loss=judged.base_loss,
+        local_losses=judged.local_losses,
+        federated_loss=judged.federated_loss,
         rounds=spec.rounds,
         local_steps=args.local_steps,
         bytes_up_per_client_round=sum(e["bytes_up"] for e in trained) / len(trained),
         bytes_down_per_client_round=sum(e["bytes_down"] for e in trained) / len(trained),
-        float32_bytes=4 * layout.size,
+        float32_bytes=4 * judged.parameters,
         wire_bytes_up=sum(max(e["wire_up"] for e in measured.submitted if e["client"] == name) for name in names),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         seconds_federated=round(measured.seconds, 1),
-        peak_rss_mb=processes.peak_rss_bytes >> 20,
-        release_digests=[release.digest for release in status.releases],
-        held_out_by_release=[release.held_out_loss for release in status.releases],
-        held_out_tokens=sum(sequence.targets for sequence in held_out),
+        peak_rss_mb=measured.peak_rss_bytes >> 20,
+        release_digests=[release.digest for release in judged.status.releases],
+        held_out_by_release=[release.held_out_loss for release in judged.status.releases],
+        held_out_tokens=judged.tokens,
         codec=args.codec,
         method=args.method,
         model=args.model,

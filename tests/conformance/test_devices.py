@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator.identities import Identities
-from coordinator.stores import Ledger, devices, transactions
+from coordinator.stores import Ledger, devices, updates
 from coordinator.stores.devices import Device
 from tests.conformance.test_stores import (  # noqa: F401  # ledgers is a fixture
     Clock,
@@ -289,7 +289,7 @@ def test_a_device_outlives_its_ledgers_process(ledgers: Any) -> None:  # noqa: F
         found = await do(ledger, devices.find, "d1", timed=False)
         assert found == Device("d1", "ann", KEY, "revoked", clock.now_us, clock.now_us + DAY_US)
         assert dataclasses.replace(found, state="active") != found
-        await ledger.transact(lambda db, now: transactions.withdraw(db, "d1", now))
+        await ledger.transact(lambda db, now: updates.withdraw(db, "d1", now))
 
     play(ledgers, first)
     play(ledgers, second)

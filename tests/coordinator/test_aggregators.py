@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS
-from coordinator.aggregators.mean import FixedPointSum, Mean
+from coordinator.aggregators.mean import SLAB, FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
 from coordinator.aggregators.staleness import WHOLE, discount, fitted
 from wire import spec
@@ -48,6 +48,17 @@ def test_the_most_that_can_arrive_does_not_overflow() -> None:
     total.add(largest, 65535)
     assert int(total._total[0]) * (1 << 15) < 1 << 63
     assert total.mean()[0] == largest[0]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e-3, 0.5])
+def test_an_entry_is_rounded_as_in_float64_whatever_its_size(size: float) -> None:
+    entries = SLAB + 3
+    vector = np.random.default_rng(1).normal(size=entries) * size
+    vector[:4] = [1.5 * 2**-30, -0.5 * 2**-30, 2 - 2**-23, -2 + 2**-23]
+    total, narrow = FixedPointSum(entries), vector.clip(-1.75, 2 - 2**-23).astype(np.float32)
+    for weight in (1, 65535):
+        total.add(narrow, weight)
+    assert (total._total == np.rint(narrow.astype(np.float64) * 2**30).astype(np.int64) * 65536).all()
 
 
 @pytest.mark.parametrize("bad", [2.0, -2.0, 1e30, np.inf])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import publish
-from coordinator.stores import schema, transactions
+from coordinator.stores import offers, rows, runs, schema, updates
 from wire import run_spec
 from wire.delta import Layout, Tensor
 from wire.errors import Refused
@@ -40,7 +40,7 @@ class Life:
         limits = {"deadline_s": 5.0, "over_selection": 1.5, "max_attempts": 3}
         self.run = run_spec.parse(table | rest | {"cohort": cohort | limits})
         release = publish.initial(self.run, LAYOUT, "a" * 64)
-        transactions.create_run(self.db, self.run, LAYOUT, release, self.now)
+        runs.create_run(self.db, self.run, LAYOUT, release, self.now)
         self.tasks: list[tuple[str, Task]] = []
         self.receipts: list[tuple[str, int, int]] = []
 
@@ -48,35 +48,35 @@ class Life:
         name = f"d{device}"
         match action:
             case "ask":
-                offers = transactions.offer(self.db, name, (), self.now)
-                if offers.task is not None:
-                    self.tasks.append((name, offers.task))
+                answer = offers.offer(self.db, name, (), self.now)
+                if answer.task is not None:
+                    self.tasks.append((name, answer.task))
             case "send" if self.tasks:
                 self._send(*self.tasks[(device * 7 + seconds) % len(self.tasks)])
             case "leave" if self.tasks:
                 who, task = self.tasks[-1]
-                transactions.leave(self.db, who, "run", task.round, task.attempt, self.now)
+                offers.leave(self.db, who, "run", task.round, task.attempt, self.now)
             case "wait":
                 self.now += seconds * SECOND
-                transactions.tick(self.db, self.now)
+                runs.tick(self.db, self.now)
             case "combine":
                 self._combine()
             case "pause" | "resume" | "stop":
-                transactions.control(self.db, "run", action, "", self.now)
+                runs.control(self.db, "run", action, "", self.now)
 
     def _send(self, who: str, task: Task) -> None:
         digest = "" if task.kind == "evaluate" else "d" * 64
         key = (who, "run", task.round, task.attempt)
         offered = Contribution(*key, digest, 36 if digest else 0, 3, BASE, task.release_digest, Metrics())
-        transactions.accept(self.db, offered, self.now)
+        updates.accept(self.db, offered, self.now)
         if digest and (who, task.round, task.attempt) not in self.receipts:
             self.receipts.append((who, task.round, task.attempt))
 
     def _combine(self) -> None:
-        for _, sealed in transactions.sealed(self.db):
-            parent = transactions.read_release(self.db, "run", sealed.base_version)
+        for _, sealed in runs.sealed(self.db):
+            parent = rows.read_release(self.db, "run", sealed.base_version)
             names = (self.run.digest, LAYOUT.digest, parent.digest, f"{sealed.number:064x}")
-            assert transactions.publish(
+            assert runs.publish(
                 self.db, "run", sealed, ReleaseManifest("run", sealed.number, *names, None, ()), self.now
             )
 
@@ -88,7 +88,7 @@ class Life:
         assert [state for _, state in alive[:-1]] == ["sealed"] * len(alive[:-1]), "only the newest takes updates"
         versions = [version for (version,) in self.rows("SELECT version FROM releases ORDER BY version")]
         assert versions == list(range(len(versions))) and len(versions) <= ROUNDS + 1
-        state = transactions.read_run(self.db, "run").state
+        state = rows.read_run(self.db, "run").state
         assert alive if state in ("running", "paused") else all(s == "sealed" for _, s in alive)
         stored = self.rows("SELECT device, number, attempt FROM contributions WHERE digest <> ''")
         assert sorted(stored) == sorted(self.receipts), "a receipt for each update, and an update for each receipt"
@@ -101,7 +101,7 @@ class Life:
         )
         landed = Counter[tuple[str, int]]()
         for number, attempt, goal, accepted, most in newest:
-            counted = transactions.contributions(self.db, "run", number, attempt)
+            counted = rows.contributions(self.db, "run", number, attempt)
             assert len(counted) == accepted <= goal
             assert all(0 <= c.staleness <= most if c.staleness is not None else most is None for c in counted)
             landed.update((c.device, number) for c in counted)
@@ -137,5 +137,5 @@ def test_a_run_that_devices_keep_asking_for_comes_to_its_end(cohort: str) -> Non
                 life.tasks.pop()
         life.do("combine", 0, 0)
         life.check()
-    assert transactions.read_run(life.db, "run").state == "done"
+    assert rows.read_run(life.db, "run").state == "done"
     assert [v for (v,) in life.rows("SELECT version FROM releases ORDER BY version")] == list(range(ROUNDS + 1))

@@ -21,12 +21,14 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from coordinator.administration import Administration
 from coordinator.bell import Bell
+from coordinator.core import Core
 from coordinator.garbage import sweep
 from coordinator.guards import Guards, Limits
 from coordinator.meter import Meter
 from coordinator.serve import OPTIONS
-from coordinator.service import Administration, Core, Federation
+from coordinator.service import Federation
 from coordinator.stores import Place, Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.uploads import forget_expired

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from coordinator.refusals import status_of
 from edge_client.participate import take_part
+from edge_client.session import Device, Session
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
@@ -111,7 +112,7 @@ def state(tmp_path: Path) -> Iterator[DeviceState]:
 def written_down(state: DeviceState, payload: bytes) -> None:
     digest = spec.bytes_digest(payload)
     mine = Contribution("d", "r", 1, 1, digest, len(payload), 2, "b" * 64, "c" * 64, Metrics())
-    state.prepare(Pending(mine, payload, {"0.residual": np.zeros(4, np.float32)}), RUN)
+    state.prepare(Pending(mine, payload, {"0.residual": np.zeros(4, np.float32)}, 0), RUN)
 
 
 def took_part(address: str, state: DeviceState, patience_s: float = 20.0) -> list[str]:
@@ -119,7 +120,7 @@ def took_part(address: str, state: DeviceState, patience_s: float = 20.0) -> lis
     events: list[str] = []
     with Connection(address, patience_s) as connection:
         try:
-            take_part(connection, None, state, TASK, lambda event, _: events.append(event))  # type: ignore[arg-type]
+            take_part(connection, Session(Device(Path()), ()), state, TASK, lambda event, _: events.append(event))
         except RemoteError as error:
             events.append(type(error).__name__)
     return events

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,19 @@ from wire.errors import MachineError, PayloadError, Reason, UserError
 from wire.messages import Contribution, Metrics, ReleaseManifest, Task
 from wire.run_spec import RunSpec
 
+BUFFERS = {"mode": "async", "buffer": 1, "max_staleness": 2}
 
-def run(seed: int = 0) -> RunSpec:
+
+def run(**changes: Any) -> RunSpec:
     base = {"model": "toy", "format": "toy"}
-    return run_spec.parse(
-        {"name": "r", "base": base, "rounds": 3, "cohort": {"goal": 1}, "method": {"id": "lora"}, "seed": seed}
-    )
+    table = {"name": "r", "base": base, "rounds": 3, "cohort": {"goal": 1}, "method": {"id": "lora"}}
+    return run_spec.parse(table | changes)
 
 
 def update(number: int = 1) -> Pending:
     metrics = Metrics(5.0 - number, None, 10, bytes_up=3, bytes_down=7)
     contribution = Contribution("d", "r", number, 1, "a" * 64, 3, 2, "b" * 64, "c" * 64, metrics)
-    return Pending(contribution, b"\0\1\2", {"0.residual": np.array([1, 2, number], np.float32)})
+    return Pending(contribution, b"\0\1\2", {"0.residual": np.array([1, 2, number], np.float32)}, number - 1)
 
 
 @pytest.fixture
@@ -40,13 +42,34 @@ def reopened(state: DeviceState) -> DeviceState:
 
 
 def test_the_codec_state_is_what_it_was_until_the_receipt(state: DeviceState) -> None:
-    assert state.codec_state(run()) is None
+    assert state.codec_state(run(), 1) is None
     state.prepare(update(), run())
-    assert state.codec_state(run()) is None
+    assert state.codec_state(run(), 1) is None
     state.confirm(update(), run())
-    kept = state.codec_state(run())
+    kept = state.codec_state(run(), 1)
     assert kept is not None
     assert kept["0.residual"].tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("cohort", "still"), [({"goal": 1}, {1}), (BUFFERS, {0, 1, 2, 3})], ids=["rounds", "buffers"])
+def test_what_an_update_left_unsent_is_forgotten_by_a_device_that_missed_releases(
+    state: DeviceState, cohort: dict[str, Any], still: set[int]
+) -> None:
+    state.prepare(update(), run(cohort=cohort))
+    state.confirm(update(), run(cohort=cohort))
+    assert {v for v in range(-1, 9) if state.codec_state(run(cohort=cohort), v) is not None} == still
+
+
+def test_what_an_older_client_wrote_down_is_sent_and_its_codec_state_forgotten(state: DeviceState) -> None:
+    state.prepare(update(), run())
+    file = state.folder / "runs" / "r" / "pending.npz"
+    with np.load(file) as arrays:
+        older = {name: arrays[name] for name in arrays.files if name != "version"}
+    np.savez(file, **older)
+    pending = state.pending(run())
+    assert pending is not None and pending.payload == update().payload
+    state.confirm(pending, run())
+    assert all(state.codec_state(run(), version) is None for version in range(3))
 
 
 def test_an_update_that_was_written_down_survives_a_restart_whole(state: DeviceState) -> None:
@@ -54,7 +77,7 @@ def test_an_update_that_was_written_down_survives_a_restart_whole(state: DeviceS
     again = reopened(state)
     pending = again.pending(run())
     assert pending is not None
-    assert (pending.contribution, pending.payload) == (update().contribution, update().payload)
+    assert (pending.contribution, pending.payload, pending.version) == (update().contribution, update().payload, 0)
     assert pending.codec_state["0.residual"].tolist() == [1, 2, 1]
     again.close()
 
@@ -74,7 +97,7 @@ def test_a_discarded_update_leaves_the_codec_state_of_the_one_before(state: Devi
     state.prepare(update(2), run())
     state.discard("r")
     assert state.pending(run()) is None
-    kept = state.codec_state(run())
+    kept = state.codec_state(run(), 1)
     assert kept is not None
     assert kept["0.residual"].tolist() == [1, 2, 1]
 
@@ -83,7 +106,7 @@ def test_another_run_of_the_same_name_finds_nothing_of_the_old_one(state: Device
     state.prepare(update(), run())
     state.confirm(update(), run())
     state.prepare(update(2), run())
-    assert state.codec_state(run(seed=1)) is None
+    assert state.codec_state(run(seed=1), 1) is None
     assert state.pending(run(seed=1)) is None
 
 
@@ -115,7 +138,7 @@ def test_forgetting_a_run_forgets_all_of_it(state: DeviceState) -> None:
     state.confirm(update(), run())
     state.forget("r")
     assert state.runs() == []
-    assert state.codec_state(run()) is None
+    assert state.codec_state(run(), 1) is None
 
 
 def test_a_run_only_goes_forward_whatever_the_coordinator_says(state: DeviceState) -> None:

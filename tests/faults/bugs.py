@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator import closing, publish, service, threads
-from coordinator.stores import Ledger, files, group_commit, sql_ledger, transactions
+from coordinator.stores import Ledger, files, group_commit, rows, sql_ledger
 from wire import spec
 
 
@@ -49,13 +49,13 @@ def receipt_before_commit() -> None:
 
 def publish_in_two_transactions() -> None:
     """A release becomes a row in one transaction, and the next round opens in another."""
-    insert, opened = transactions._insert_round, list[tuple[str, Any]]()
+    insert, opened = rows.insert_round, list[tuple[str, Any]]()
     whole = sql_ledger.SqlLedger.publish
 
     async def published(self: Any, run: str, sealed: Any, release: Any) -> bool:
-        transactions._insert_round = lambda db, name, fresh: opened.append((name, fresh))
+        rows.insert_round = lambda db, name, fresh: opened.append((name, fresh))
         won = await whole(self, run, sealed, release)
-        transactions._insert_round = insert
+        rows.insert_round = insert
         while opened:
             await self._write(insert, *opened.pop())
         return won

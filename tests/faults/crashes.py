@@ -29,8 +29,9 @@ import numpy as np
 
 from coordinator import closing, publish
 from coordinator.bell import Bell
+from coordinator.core import Core
 from coordinator.meter import Meter, Times
-from coordinator.service import Core, Federation
+from coordinator.service import Federation
 from coordinator.stores import Place, Store
 from protos.v1 import federation_pb2 as pb
 from tests.faults import bugs, invariants

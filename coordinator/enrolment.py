@@ -1,0 +1,40 @@
+"""How devices get their certificates."""
+
+from __future__ import annotations
+
+import grpc
+
+from coordinator.core import Core, answered
+from coordinator.gate import presented_pem
+from coordinator.identities import Identities
+from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire.errors import Reason, Refused
+
+
+class Enrolment(pb_grpc.EnrolmentServicer):
+    """The service of that name."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @answered
+    async def Authority(self, request: pb.AuthorityRequest, context: grpc.aio.ServicerContext) -> pb.AuthorityReply:
+        return pb.AuthorityReply(certificate_pem=self._core.identities.authority.certificate)
+
+    @answered
+    async def Enroll(self, request: pb.EnrollRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who = self._core.identities
+        return _enrolled(who, await who.enroll(request.token, request.device, request.request_pem))
+
+    @answered
+    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.EnrollReply:
+        who, pem = self._core.identities, presented_pem(context)
+        if pem is None:
+            raise Refused(Reason.NOT_ENROLLED, "a certificate is renewed by the one that it follows")
+        return _enrolled(who, await who.renew(pem))
+
+
+def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
+    port = int(who.doors.devices.rpartition(":")[2])
+    return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)

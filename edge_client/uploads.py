@@ -1,0 +1,93 @@
+"""How updates and other bytes get to a coordinator: small ones in one call, large ones in parts that go on where they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from edge_client.calls import FRAME_BYTES, SEND_AGAIN, TRANSFER_S, Calls, as_ours
+from protos.v1 import federation_pb2 as pb
+from wire import spec
+from wire.errors import PayloadError, Reason
+from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
+
+PART_S = 90.0
+"""Deadline of one part of an upload: longer than a coordinator waits for a slow one."""
+QUICK_S = 1.0
+"""A link that took no longer for a part may have parts of twice the size: each costs the coordinator a sync."""
+Progress = Callable[[int, int], None]
+"""Told of an upload how many bytes are durable, of how many."""
+
+
+class Uploads(Calls):
+    """The calls that send bytes."""
+
+    def send(self, contribution: Contribution, payload: bytes, progress: Progress = lambda sent, size: None) -> Receipt:
+        """Send an update and get its receipt. Small ones in one call, large ones in parts, going on where they were.
+
+        Raises Refused for a no, Unreachable or RemoteError when patience ends; the caller keeps what it wrote down.
+        """
+        if len(payload) > CHUNK_BYTES:
+            return self._upload(contribution.to_proto(), memoryview(payload), progress)
+        request = pb.SubmitRequest(contribution=contribution.to_proto(), payload=payload)
+        return Receipt.from_proto(self._again(lambda: self._call(self._devices.Submit, request), SEND_AGAIN))
+
+    def _upload(self, mine: pb.Contribution, payload: memoryview, progress: Progress) -> Receipt:
+        """Whatever breaks, ask how far the upload is and send the rest. Each durable byte renews patience."""
+        patience, reached = self._patience(), 0
+        while True:
+            self._check_window()
+            try:
+                state = self._call(self._devices.CreateUpload, mine)
+                if state.HasField("receipt"):
+                    return Receipt.from_proto(state.receipt)
+                if state.offset > reached:
+                    patience, reached = self._patience(), state.offset
+                self._send_rest(state, mine.device, payload, progress)
+                return Receipt.from_proto(self._call(self._devices.Commit, mine, TRANSFER_S))
+            except grpc.RpcError as error:
+                patience.pause(as_ours(error), SEND_AGAIN)
+
+    def _send_rest(self, state: pb.UploadState, device: str, payload: memoryview, progress: Progress) -> None:
+        offset, size, step = state.offset, len(payload), PART_BYTES
+        progress(offset, size)
+        while offset < size:
+            data, began = bytes(payload[offset : offset + step]), time.monotonic()
+            part = pb.UploadPart(
+                upload=state.upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data
+            )
+            offset = self._append(part).offset
+            step = 2 * PART_BYTES if time.monotonic() - began < QUICK_S else PART_BYTES
+            progress(offset, size)
+
+    def _append(self, part: pb.UploadPart) -> pb.UploadState:
+        self.sent += part.ByteSize() + FRAME_BYTES
+        state: pb.UploadState = self._devices.AppendUpload(iter([part]), timeout=PART_S)
+        self.received += state.ByteSize() + FRAME_BYTES
+        if state.offset != part.offset + len(part.data):
+            raise PayloadError(Reason.BAD_REQUEST, f"the coordinator took a part and says offset {state.offset}")
+        return state
+
+    def upload(self, data: bytes | memoryview) -> str:
+        """Store bytes that are no update with the coordinator, in one stream; their digest."""
+        digest = spec.bytes_digest(data)
+
+        def attempt() -> str:
+            reply = self._devices.Upload(self._counted(_cut(data, digest)), timeout=TRANSFER_S)
+            return str(reply.digest)
+
+        return self._again(attempt, SEND_AGAIN)
+
+    def _counted(self, chunks: Iterator[pb.UploadChunk]) -> Iterator[pb.UploadChunk]:
+        for chunk in chunks:
+            self.sent += chunk.ByteSize() + FRAME_BYTES
+            yield chunk
+
+
+def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:
+    view = memoryview(data)
+    yield pb.UploadChunk(digest=digest, size=len(view), data=bytes(view[:CHUNK_BYTES]))
+    for start in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
+        yield pb.UploadChunk(data=bytes(view[start : start + CHUNK_BYTES]))
