@@ -36,11 +36,14 @@ from tests.faults.draws import LAYOUT, Life, Scene
 from tests.faults.flaky_links import FlakyLink, append
 from tests.faults.steps import Steps, instrument
 from wire import spec
-from wire.contract import Action, after
+from wire.contract import CONTRACT, Action, after
 from wire.delta import Delta, Layout
-from wire.errors import EdgetuneError, Refused
+from wire.errors import EdgetuneError, Reason, Refused
 from wire.messages import Contribution, Metrics, Receipt, Task
 from wire.run_spec import RunSpec
+
+DISHONEST = {reason.value for reason, rule in CONTRACT.items() if rule.action is Action.DROP} | {Reason.BAD_CHUNK.value}
+"""What nothing that a link or a crash does can make of an honest update."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +116,7 @@ def replica(stage: Stage, number: int, life: Life, bug: str | None) -> None:
     _set_clock(life.skew_s)
     instrument(Steps(_Struck(stage, number, life)))
     if bug:
-        bugs.BUGS[bug][0]()
+        bugs.BUGS[bug].plant()
     address = stage.addresses / str(number)
 
     def ready(doors: Doors) -> None:
@@ -206,7 +209,7 @@ class _NoEngine(Session):
 def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
     quicken()
     if number == draws.UPLOADER:
-        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=700)
+        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300)
     chance = Random(f"edgetune client {scene.seed} {number} {incarnation}")
     participate._compute = lambda *given: _computed(chance, *given)
     session = _NoEngine(Device(stage.folder), [])
@@ -253,9 +256,10 @@ def judge(stage: Stage, scene: Scene, ended: bool) -> None:
         noted = invariants.receipts(stage.journals())
         refused = invariants.refusals(stage.journals())
         found = await invariants.violations(store, noted, refused, ended=ended, one_clock=one_clock)
-        published = len((await store.ledger.status(scene.run.name)).releases) - 1
+        status = await store.ledger.status(scene.run.name)
         await store.ledger.close()
-        return {"violations": found, "rounds": published, "receipts": len(set(noted))}
+        found += [f"an honest device was refused: {reason}" for reason in sorted(DISHONEST & set(status.refused))]
+        return {"violations": found, "rounds": len(status.releases) - 1, "receipts": len(set(noted))}
 
     (stage.folder / "judged.json").write_text(json.dumps(asyncio.run(judged())))
 

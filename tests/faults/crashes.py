@@ -203,7 +203,7 @@ class Sweep:
 
     def _prepare(self, crash: Crash | None) -> Steps:
         instrument(steps := dying_at(crash))
-        bugs.BUGS[self.bug][0]() if self.bug else None
+        bugs.BUGS[self.bug].plant() if self.bug else None
         return steps
 
     def crashes(self) -> list[Crash]:
@@ -214,7 +214,7 @@ class Sweep:
         arrivals: dict[str, int] = json.loads((self.folder / "steps.json").read_text())
         undone = {step for step in arrivals if step.startswith(("INSERT", "UPDATE", "DELETE"))}
         every = [Crash(step, n) for step, last in arrivals.items() for n in range(1, 2 if step in undone else last + 1)]
-        return [crash for crash in every if self.bug is None or crash.step == bugs.BUGS[self.bug][1]]
+        return [crash for crash in every if self.bug is None or crash.step == bugs.BUGS[self.bug].step]
 
     def run(self) -> Iterator[dict[str, Any]]:
         """What each crash did; with a seeded bug, of its step, until the first violation."""

@@ -94,8 +94,9 @@ async def violations(
     for name in names:
         seen = await _Seen.of(store, name)
         found += _of_rounds(seen) + _of_releases(seen) + _of_updates(seen) + _of_seats(seen)
-        found += _of_times(seen) + _of_refusals(seen, refused) if one_clock else []
-        found += _of_receipts(seen, {receipt for receipt in noted if receipt.run == name})
+        own = {receipt for receipt in noted if receipt.run == name}
+        found += _of_receipts(seen, own)
+        found += _of_times(seen) + _of_refusals(seen, refused, own) if one_clock else []
         found += await _of_bytes(store, name)
         found += _of_the_end(seen) if ended else []
     return found
@@ -292,11 +293,10 @@ def _of_receipts(seen: _Seen, noted: set[Receipt]) -> list[str]:
     return found + [f"two receipts for one task: {task}" for task, count in given.items() if count > 1]
 
 
-def _of_refusals(seen: _Seen, refused: Collection[tuple[Receipt, Reason]]) -> list[str]:
-    """A round that was closed to an update stays closed to it. (Other reasons may pass: a task that was given back can be
-    given out again.)"""
+def _of_refusals(seen: _Seen, refused: Collection[tuple[Receipt, Reason]], noted: set[Receipt]) -> list[str]:
+    """What a device was told is lost to its round is not in it: but for a task that it got once more, and a receipt."""
     kept = {Receipt(seen.name, u.round, u.attempt, u.device, u.digest) for one in seen.updates.values() for u in one}
-    told = {update for update, reason in refused if reason is Reason.ROUND_CLOSED}
+    told = {update for update, reason in refused if reason in (Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED)} - noted
     return [f"an update counts whose device was told that it does not: {one}" for one in sorted(told & kept, key=repr)]
 
 

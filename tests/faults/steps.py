@@ -1,8 +1,8 @@
 """Named steps of the stores: a process is told of each just before it is taken, and once more when it is done.
 
 The seam is the stores' own: statements and commits go through a session, files through `os`, a bucket through its put. A
-step is named after what it is about to do, `INSERT INTO contributions`, `COMMIT`, `file link` or `bucket put`; what only
-reads is no step. Whoever is told may kill or stop the process there, or raise what a full disk raises.
+step is named after what it is about to do, `INSERT INTO contributions`, `COMMIT`, `file link`, `bucket put` or `combine`; what
+only reads is no step. Whoever is told may kill or stop the process there, or raise what a full disk raises.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from coordinator import closing
 from coordinator.stores import files, sqlite
 from wire.errors import Reason, Refused
 
@@ -51,6 +52,7 @@ def instrument(steps: Steps) -> None:
     vars(files)["os"] = _Os(steps)
     _statements(sqlite._Session, steps, lambda: sqlite3.OperationalError("database or disk is full"))
     _deletes(files.FileBlobs, steps)
+    _combining(steps)
     try:
         from obstore.exceptions import GenericError
         from psycopg.errors import DiskFull
@@ -130,3 +132,15 @@ def _deletes(blobs: Any, steps: Steps) -> None:
         steps.after("blob delete")
 
     blobs.delete = stepped
+
+
+def _combining(steps: Steps) -> None:
+    combine = closing._combine
+
+    def stepped(*given: Any) -> Any:
+        steps.before("combine", Refused(Reason.DISK_FULL, "the coordinator's disk is full"))
+        release = combine(*given)
+        steps.after("combine")
+        return release
+
+    closing._combine = stepped

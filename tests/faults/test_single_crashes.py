@@ -19,6 +19,6 @@ def test_no_crash_loses_a_receipt_counts_an_update_twice_or_leaves_a_run_that_do
     assert len(crashes) > 80 and {"COMMIT", "COMMIT done", "file write", "file link", "file link done"} < steps
 
 
-@pytest.mark.parametrize("bug", sorted(BUGS))
+@pytest.mark.parametrize("bug", [name for name, bug in BUGS.items() if bug.step])
 def test_the_sweep_finds_each_seeded_bug(bug: str) -> None:
     assert sweep("--bug", bug)[-1]["faults"]
