@@ -13,6 +13,7 @@ from typing import Any
 from coordinator import closing, publish, rounds, service, threads
 from coordinator.stores import Ledger, files, group_commit, rows, runs, sql_ledger, updates
 from coordinator.stores import uploads as stored_uploads
+from tests.faults.draws import LANES, Lane
 from wire import spec
 from wire.messages import Receipt
 
@@ -222,7 +223,7 @@ class Bug:
 
     plant: Callable[[], None]
     step: str | None = None
-    stores: tuple[str, ...] = ("sqlite", "postgresql")
+    stores: tuple[Lane, ...] = LANES
 
 
 BUGS: dict[str, Bug] = {

@@ -143,4 +143,4 @@ def _combining(steps: Steps) -> None:
         steps.after("combine")
         return release
 
-    closing._combine = stepped
+    closing._combine = stepped  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""A sweep of single crashes as tests start it: in a process of its own, which forks."""
+"""Sweeps and schedules as tests start them: in a process of its own, which forks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 def sweep(*more: str) -> list[dict[str, Any]]:
     """What each crash did."""
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        line = [sys.executable, "-m", "tests.faults.crashes", f"{folder}/one", *more]
-        result = subprocess.run(line, capture_output=True, text=True, timeout=170, check=False)
-    assert result.returncode == 0, result.stderr
+        return _said("tests.faults.crashes", f"{folder}/one", *more, fine=(0,))
+
+
+def schedules(store: str, count: int, *more: str) -> list[dict[str, Any]]:
+    """What became of each schedule, seeds from 0."""
+    return _said("tests.faults.schedules", "--store", store, "--seeds", f"0:{count}", *more, fine=(0, 1))
+
+
+def _said(program: str, *arguments: str, fine: tuple[int, ...]) -> list[dict[str, Any]]:
+    line = [sys.executable, "-m", program, *arguments]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=170, check=False)
+    assert result.returncode in fine, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
