@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 
 from coordinator import ingest, publish
+from coordinator.callers import presented
 from coordinator.core import NO_IDENTITIES, POLL_S, Core, answered, streamed
+from coordinator.stores.administrators import Administrator
 from coordinator.stores.devices import Device
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -39,6 +41,7 @@ class Administration(pb_grpc.AdministrationServicer):
         elif created.cohort.owner_share is not None:
             raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
         await self._store.ledger.create_run(created, layout, release)
+        self._core.events("created", run=created.name)
         self._core.work.ring()
         return (await self._store.ledger.status(created.name)).to_proto()
 
@@ -47,6 +50,7 @@ class Administration(pb_grpc.AdministrationServicer):
         if request.action not in ACTIONS:
             raise Refused(Reason.BAD_REQUEST, "a run can be paused, resumed or stopped")
         await self._store.ledger.control(request.run, ACTIONS[request.action], request.reason)
+        self._core.events("controlled", run=request.run, action=ACTIONS[request.action])
         self._core.work.ring()
         self._core.changed.ring()
         return (await self._store.ledger.status(request.run)).to_proto()
@@ -77,8 +81,11 @@ class Administration(pb_grpc.AdministrationServicer):
 
     @answered
     async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext) -> pb.InviteReply:
-        quota = request.quota if request.HasField("quota") else None
-        invitation, expires_at = await self._core.identities.invite(request.owner, quota, request.lifetime_s)
+        who, quota = self._core.identities, request.quota if request.HasField("quota") else None
+        if request.administrator:
+            invitation, expires_at = await who.invite_administrator(request.administrator, request.lifetime_s)
+        else:
+            invitation, expires_at = await who.invite(request.owner, quota, request.lifetime_s)
         return pb.InviteReply(invitation=invitation.text(), expires_at=expires_at)
 
     @answered
@@ -94,10 +101,35 @@ class Administration(pb_grpc.AdministrationServicer):
         self._core.changed.ring()
         return _device(revoked)
 
+    @answered
+    async def Thaw(self, request: pb.ThawRequest, context: grpc.aio.ServicerContext) -> pb.Device:
+        return _device(await self._core.identities.thaw(request.device))
+
+    @answered
+    async def ListAdministrators(
+        self, request: pb.ListAdministratorsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListAdministratorsReply:
+        found = await self._core.identities.administrators()
+        return pb.ListAdministratorsReply(administrators=[_administrator(one) for one in found])
+
+    @answered
+    async def RevokeAdministrator(
+        self, request: pb.RevokeAdministratorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.Administrator:
+        who, caller = self._core.identities, presented(context)
+        if caller is not None and caller.name == request.name:
+            raise Refused(Reason.BAD_REQUEST, "an administrator is revoked by another one: somebody has to be left")
+        return _administrator(await who.revoke_administrator(request.name))
+
 
 def _device(device: Device) -> pb.Device:
     times = {"enrolled_at": device.enrolled_us / 1e6, "certificate_ends_at": device.ends_us / 1e6}
-    return pb.Device(name=device.name, owner=device.owner, state=device.state, **times)
+    return pb.Device(name=device.name, owner=device.owner, state=device.standing, alarm=device.alarm or "", **times)
+
+
+def _administrator(one: Administrator) -> pb.Administrator:
+    times = {"enrolled_at": one.enrolled_us / 1e6, "certificate_ends_at": one.ends_us / 1e6}
+    return pb.Administrator(name=one.name, state=one.state, **times)
 
 
 def _json(text: str) -> Any:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from wire import certificates
 from wire.errors import IdentityError, MachineError, UserError
-from wire.identity import DAY_S, Card, write_card, write_key, write_private
+from wire.identity import DAY_S, Card, Role, write_card, write_key, write_private
 
 AUTHORITY_S = 3650 * DAY_S
 SERVER_S = 90 * DAY_S
@@ -46,9 +46,9 @@ class Authority:
         """None where `init` was not run."""
         return cls(folder) if (folder / "ca.pem").exists() else None
 
-    def issue(self, device: str, public: ec.EllipticCurvePublicKey, lifetime_s: float) -> str:
-        """A device's certificate, PEM."""
-        return certificates.for_caller("device", device, public, self._key, lifetime_s)
+    def issue(self, role: Role, name: str, public: ec.EllipticCurvePublicKey, lifetime_s: float) -> str:
+        """A caller's certificate, PEM."""
+        return certificates.for_caller(role, name, public, self._key, lifetime_s)
 
     def sign(self, digest: str) -> str:
         """The signature of a release's digest."""

@@ -25,11 +25,15 @@ examples:
   edgetune coordinator serve
   edgetune coordinator serve --store /srv/edgetune --listen 0.0.0.0:7443
   edgetune coordinator serve --store postgresql://edgetune@db/edgetune --blobs s3://bucket/edgetune --replicas 4
-  edgetune coordinator serve --metrics 9464
+  edgetune coordinator serve --metrics 9464 --log-format json 2>> /var/log/edgetune.jsonl
   edgetune coordinator init --host fl.example.org
   edgetune coordinator invite --owner ann --quota 3
   edgetune coordinator devices
   edgetune coordinator revoke anns-phone
+  edgetune coordinator thaw anns-phone
+  edgetune coordinator invite --administrator bea
+  edgetune coordinator enroll edgetune://fl.example.org:7444/… --name bea --identity ./bea
+  edgetune coordinator administrators --revoke bea
   edgetune coordinator gc --dry-run
 
 passwords stay out of the command line, where every user of the machine can read them: PGPASSWORD or ~/.pgpass for the
@@ -103,6 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
         "--metrics", type=_metrics_address, metavar="[HOST:]PORT",
         help="numbers for Prometheus at http://HOST:PORT/metrics (HOST by default: 127.0.0.1; the second of --replicas"
         " has the next port, and so on)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--log-format", choices=["text", "json"], default="text",
+        help="what happens, one line an event on standard error: for people, or JSON; default: %(default)s",
     )  # fmt: skip
     gc = _action(
         commands,
@@ -213,7 +221,7 @@ def _serve(args: argparse.Namespace) -> int:
             tell("metrics", {"address": args.metrics})
 
     listen = Doors(args.listen, args.enroll or higher(args.listen, 1)) if trust else Doors(args.listen)
-    how = Serving(listen, trust, args.metrics)
+    how = Serving(listen, trust, args.metrics, log=args.log_format)
     if args.replicas:
         serve_together(where, how, args.replicas, ready, tell)
     else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import Executor
 
 from coordinator import publish
 from coordinator.bell import Bell
+from coordinator.events import Events, unheard
 from coordinator.identities import Identities
 from coordinator.meter import Times
 from coordinator.publish import Rules
@@ -30,6 +32,7 @@ async def close_rounds(
     work: Bell,
     combining: Times,
     who: Identities | None = None,
+    events: Events = unheard,
 ) -> None:
     """For ever: let overdue rounds end, combine sealed ones, ring `work` whenever a round has opened or a run ended.
 
@@ -39,7 +42,7 @@ async def close_rounds(
     while True:
         ticket = accepted.ticket()
         try:
-            did = await _close_due(store, compute, work, combining, who)
+            did = await _close_due(store, compute, work, combining, who, events)
         except Refused as error:
             if error.reason not in PASSING:
                 raise
@@ -51,20 +54,38 @@ async def close_rounds(
             await accepted.wait(ticket, IDLE_S)
 
 
-async def _close_due(store: Store, compute: Executor, work: Bell, combining: Times, who: Identities | None) -> bool:
+async def _close_due(
+    store: Store,
+    compute: Executor,
+    work: Bell,
+    combining: Times,
+    who: Identities | None,
+    events: Events = unheard,
+) -> bool:
     """Whether any round ended."""
     ended = await store.ledger.tick()
+    for name, left in ended:
+        if left.state == "abandoned":
+            events("abandoned", run=name, round=left.number, attempt=left.attempt, updates=left.accepted)
     sealed = await store.ledger.sealed()
     if sealed:
         work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
+        events("sealed", run=name, round=round_.number, updates=round_.accepted)
+        began = time.perf_counter()
         with combining.timed():
-            await close(store, compute, name, round_, who)
+            release = await close(store, compute, name, round_, who)
+        if release is not None:
+            about = {"version": release.version, "release": release.digest, "updates": len(release.contributions)}
+            events("published", run=name, seconds=round(time.perf_counter() - began, 3), **about)
     return bool(ended or sealed)
 
 
-async def close(store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None = None) -> None:
-    """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes."""
+async def close(
+    store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None = None
+) -> ReleaseManifest | None:
+    """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes. The
+    release, None where another was first."""
     run = await store.ledger.run(name)
     parent = await store.ledger.release(name, sealed.base_version)
     accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)
@@ -72,7 +93,7 @@ async def close(store: Store, compute: Executor, name: str, sealed: Round, who: 
     release = await asyncio.get_running_loop().run_in_executor(compute, _combine, by, parent, accepted, store)
     if who is not None:
         await who.sign(release.digest)
-    await store.ledger.publish(name, sealed, release)
+    return release if await store.ledger.publish(name, sealed, release) else None
 
 
 async def hear_others(store: Store, changed: Bell, work: Bell) -> None:

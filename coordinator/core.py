@@ -12,15 +12,15 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
 from coordinator import publish
 from coordinator.bell import Bell
+from coordinator.events import Events, unheard
 from coordinator.guards import DEFAULTS, Guards, Limits
 from coordinator.identities import Identities
 from coordinator.lobby import Lobby
 from coordinator.meter import Meter
-from coordinator.refusals import reason_of, status_of
+from coordinator.refusals import Refusals
 from coordinator.stores import Store
 from coordinator.threads import on
 from coordinator.uploads import Uploads
@@ -48,8 +48,10 @@ class Core:
         meter: Meter,
         who: Identities | None = None,
         limits: Limits = DEFAULTS,
+        events: Events = unheard,
     ) -> None:
         self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
+        self.events, self.refusals = events, Refusals(meter, events)
         self.accepted, self.changed, self.work = accepted, changed, work
         self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
         self.uploads = Uploads(store, self.guards, disk)
@@ -88,8 +90,7 @@ def answered(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]
         try:
             return await handler(self, request, context)
         except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            await self._core.refusals.end(context, error, handler.__name__, request)
             raise  # unreachable: abort raises
 
     return call
@@ -104,7 +105,6 @@ def streamed(handler: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
             async for answer in handler(self, request, context):
                 yield answer
         except EdgetuneError as error:
-            self._core.meter.refusals[reason_of(error)] += 1
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            await self._core.refusals.end(context, error, handler.__name__, request)
 
     return call

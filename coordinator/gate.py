@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
 
+from coordinator.addresses import Addresses, of_peer
+from coordinator.callers import presented
 from coordinator.calls import reshaped
 from coordinator.identities import Identities
 from coordinator.permissions import check_method, check_names
-from coordinator.refusals import status_of
-from wire import certificates
+from coordinator.refusals import Refusals, status_of
 from wire.certificates import Certificate
-from wire.errors import EdgetuneError, IdentityError, Reason, Refused
+from wire.errors import EdgetuneError
 
 RECHECK_S = 2.0
 """How often the caller of an open call is looked up again."""
@@ -27,8 +28,8 @@ RECHECK_S = 2.0
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     """Wraps every handler. Without a row in `MAY_CALL` a method is refused, whatever it does."""
 
-    def __init__(self, identities: Identities) -> None:
-        self._identities = identities
+    def __init__(self, identities: Identities, refusals: Refusals) -> None:
+        self._identities, self._refusals, self._addresses = identities, refusals, Addresses()
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -68,10 +69,17 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 yield request
                 return
             await self._identities.check(caller)
+            await self._look_where_from(caller, context)
             async with self._while_welcome(caller, context):
                 yield _checked(request, caller)
         except EdgetuneError as error:
-            await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            await self._refusals.end(context, error, method, request)
+
+    async def _look_where_from(self, caller: Certificate, context: grpc.aio.ServicerContext) -> None:
+        """One certificate in two places at once is that of two: somebody should look."""
+        address = of_peer(context.peer())
+        if caller.role == "device" and self._addresses.are_two(caller.key, address, time.monotonic()):
+            await self._identities.flag(caller, "two_addresses")
 
     @contextlib.asynccontextmanager
     async def _while_welcome(self, caller: Certificate, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
@@ -107,26 +115,6 @@ async def _refuse_unheard(call: asyncio.Task[Any], context: grpc.aio.ServicerCon
     await asyncio.wait([call], timeout=RECHECK_S)
     with contextlib.suppress(Exception):  # abort always raises, and does nothing where the status is out
         await context.abort_with_status(rpc_status.to_status(status_of(refused)))
-
-
-def presented(context: grpc.aio.ServicerContext) -> Certificate | None:
-    """Whom the certificate of a call speaks for; None without one. TLS has checked who issued it."""
-    pem = presented_pem(context)
-    return None if pem is None else _read(pem)
-
-
-def presented_pem(context: grpc.aio.ServicerContext) -> str | None:
-    """The certificate of a call, PEM."""
-    found = context.auth_context().get("x509_pem_cert")
-    return found[0].decode() if found else None
-
-
-@functools.lru_cache(4096)
-def _read(pem: str) -> Certificate:
-    try:
-        return certificates.read(pem)
-    except IdentityError as error:
-        raise Refused(Reason.NOT_ENROLLED, str(error)) from error
 
 
 def _checked(request: Any, caller: Certificate) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol, TypeVar
@@ -115,11 +114,12 @@ class Guards:
 
         Only the time that the sender takes is counted, not that in which this side is at work.
         """
+        clock_s = asyncio.get_running_loop().time
         waited_s, received = 0.0, 0
         while True:
-            began = time.monotonic()
+            began = clock_s()
             chunk = await self._within(chunks)
-            waited_s += time.monotonic() - began
+            waited_s += clock_s() - began
             if chunk is None:
                 return
             if len(chunk.data) > self.limits.part_bytes:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -52,7 +51,7 @@ class Lobby:
 
     def send_away(self, work_in_s: float | None) -> float:
         """In how many seconds a device that got no work should come again."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         while self._returns and self._returns[0] <= now:
             heapq.heappop(self._returns)
         waiting = self.held + len(self._returns) + 1

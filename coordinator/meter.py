@@ -45,6 +45,7 @@ class Meter:
 
     accepts: int = 0
     refusals: collections.Counter[Reason] = dataclasses.field(default_factory=collections.Counter)
+    alarms: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     bytes_in: int = 0
     bytes_out: int = 0
     uploads: int = 0

@@ -61,6 +61,10 @@ class _Numbers(Collector):
         for reason, count in list(meter.refusals.items()):
             refusals.add_metric([reason.value], count)
         yield refusals
+        alarms = CounterMetricFamily("edgetune_alarms", "Devices that somebody should look at", labels=["alarm"])
+        for alarm, count in list(meter.alarms.items()):
+            alarms.add_metric([alarm], count)
+        yield alarms
         yield CounterMetricFamily("edgetune_received_bytes", "Message bytes received", value=meter.bytes_in)
         yield CounterMetricFamily("edgetune_sent_bytes", "Message bytes sent", value=meter.bytes_out)
         yield GaugeMetricFamily("edgetune_uploads", "Uploads under way", value=meter.uploads)

@@ -31,9 +31,12 @@ MAY_CALL: Mapping[str, frozenset[Who]] = {
     "/edgetune.v1.Administration/Invite": frozenset({"admin"}),
     "/edgetune.v1.Administration/ListDevices": frozenset({"admin"}),
     "/edgetune.v1.Administration/Revoke": frozenset({"admin"}),
+    "/edgetune.v1.Administration/Thaw": frozenset({"admin"}),
+    "/edgetune.v1.Administration/ListAdministrators": frozenset({"admin"}),
+    "/edgetune.v1.Administration/RevokeAdministrator": frozenset({"admin"}),
     "/edgetune.v1.Enrolment/Authority": frozenset({"anyone"}),
     "/edgetune.v1.Enrolment/Enroll": frozenset({"anyone"}),
-    "/edgetune.v1.Enrolment/Renew": frozenset({"device"}),
+    "/edgetune.v1.Enrolment/Renew": frozenset({"device", "admin"}),
     "/grpc.health.v1.Health/Check": frozenset({"anyone"}),
     "/grpc.health.v1.Health/Watch": frozenset({"anyone"}),
 }

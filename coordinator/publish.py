@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +28,20 @@ Update = Delta | Scalars | Split
 """The forms of an update, by who made it: with gradients, without, or with gradients for some layers."""
 
 
+Stored = bytes | memoryview
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a run's spec says of combining, built once. `codec` is None for a run that admits scalars alone."""
+    """What a run's spec says of combining, built once. `codec` is None for a run that admits scalars alone, `downlink` for one
+    whose releases travel as whole adapters or as steps."""
 
     spec: RunSpec
     layout: Layout
     codec: Chain | None
     aggregator: Aggregator
     optimizer: ServerOptimizer
+    downlink: Chain | None = None
 
     @property
     def directions(self) -> Directions | None:
@@ -46,6 +52,17 @@ class Rules:
         if self.codec and self.directions:
             return split.max_bytes(self.codec, self.directions, self.layout)
         return self.codec.max_bytes(self.layout) if self.codec else self.along().max_bytes()
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """The length of a release that is sent whole: the adapter, and what else there is to walk on from it."""
+        return (8 if self.directions and self.directions.curvature else 4) * self.layout.size
+
+    def leads(self, held: int, version: int) -> bool:
+        """Whether a device that holds release `held` can be given what was added since instead of release `version` whole."""
+        if self.spec.downlink is not None:
+            return 0 <= version - held <= self.spec.downlink.longest_chain
+        return self.codec is None and held <= version
 
     def along(self) -> Directions:
         """The directions of a run that admits scalars."""
@@ -92,8 +109,10 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     """Raises SpecError for a row that is not in its table, or rows that do not go together."""
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
-    made = Rules(run, layout, run.chain(), aggregator, optimizer)
+    made = Rules(run, layout, run.chain(), aggregator, optimizer, run.downlink.chain() if run.downlink else None)
     check_mode(run)
+    if made.codec is None and made.downlink:
+        raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
     if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
         raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
@@ -111,13 +130,16 @@ class Made:
     """A release, and the bytes that it names and that are not stored yet."""
 
     release: ReleaseManifest
-    blobs: tuple[bytes | memoryview, ...]
+    blobs: tuple[Stored, ...]
 
 
-def combine(by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs) -> Made:
-    """The next release. `accepted` may come in any order. Raises StoreError for a blob that is missing or damaged."""
+def combine(
+    by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs, delta: Stored | None = None
+) -> Made:
+    """The next release. `accepted` may come in any order; a coded `delta` that is given is taken for what the downlink would
+    encode. Raises StoreError for a blob that is missing or damaged."""
     shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
-    return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs)
+    return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs, delta)
 
 
 def _shares(by: Rules, accepted: list[Contribution], blobs: Blobs) -> tuple[Share, ...]:
@@ -140,25 +162,43 @@ def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
     return by.noise(by.read(_stored(blobs, contribution.digest))) if by.directions else 0.0
 
 
-def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Made:
+def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
     adapter, state = _previous(by, parent, blobs)
-    adapter, state = by.optimizer.apply(adapter, fold(by, shares, parent.version + 1, blobs), state)
-    made = (as_bytes(adapter), as_bytes(state)) if state.size else (as_bytes(adapter),)
-    digests = [spec.bytes_digest(blob) for blob in made]
-    release = _following(by, parent, shares)
-    return Made(
-        dataclasses.replace(release, adapter=digests[0], optimizer_state=digests[1] if state.size else None), made
-    )
+    step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
+    coded: dict[str, Stored] = {}
+    if by.downlink is not None:
+        step, coded = _coded(by, by.downlink, parent, step, blobs, delta)
+    kept: dict[str, Stored] = {"adapter": as_bytes(adapter + step), **coded}
+    if state.size:
+        kept["optimizer_state"] = as_bytes(state)
+    named: dict[str, Any] = {name: spec.bytes_digest(blob) for name, blob in kept.items()}
+    if by.downlink is not None:
+        named["trail"] = parent.trail_to(named["delta"])
+    return Made(dataclasses.replace(_following(by, parent, shares), **named), tuple(kept.values()))
+
+
+def _coded(
+    by: Rules, codec: Chain, parent: ReleaseManifest, step: Vector, blobs: Blobs, delta: Stored | None
+) -> tuple[Vector, dict[str, Stored]]:
+    """The step that arrives when `step`, and what is owed from before, travels coded; the coded delta and what is owed then.
+
+    It comes after the optimizer, whose state therefore sees true means alone: adapter plus residual walk as they would
+    uncoded. The codec begins anew each time, so that nothing is owed twice, in its own memory and here.
+    """
+    assert by.spec.downlink is not None, "where the codec is from"
+    decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
+    owed = step + decay * residual
+    payload = codec.encode(Delta(by.layout, owed), codec.init(by.layout))[0] if delta is None else delta
+    sent = codec.decode(payload, by.layout).vector
+    return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
 
 
 def _step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Made:
     """A run of scalars alone: nothing is replayed here, whatever the size of the adapter."""
     step = mean_step(by, parent, shares, blobs).to_bytes()
     digest = spec.bytes_digest(step)
-    before = parent.trail or parent.digest
-    return Made(
-        dataclasses.replace(_following(by, parent, shares), step=digest, trail=scalars.trail(before, digest)), (step,)
-    )
+    following = _following(by, parent, shares)
+    return Made(dataclasses.replace(following, step=digest, trail=parent.trail_to(digest)), (step,))
 
 
 def _following(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...]) -> ReleaseManifest:
@@ -228,11 +268,13 @@ def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) ->
 def _previous(by: Rules, parent: ReleaseManifest, blobs: Blobs) -> tuple[Vector, Vector]:
     if parent.adapter is None:
         raise StoreError(f"release {parent.version} of {parent.run!r} names no adapter")
-    adapter = vector(_stored(blobs, parent.adapter), by.layout.size)
-    size = by.optimizer.state_size(by.layout.size)
-    if parent.optimizer_state is None:
-        return adapter, np.zeros(size, np.float32)
-    return adapter, vector(_stored(blobs, parent.optimizer_state), size)
+    adapter = _vector(blobs, parent.adapter, by.layout.size)
+    return adapter, _vector(blobs, parent.optimizer_state, by.optimizer.state_size(by.layout.size))
+
+
+def _vector(blobs: Blobs, digest: str | None, size: int) -> Vector:
+    """A stored vector, float32 [size]; zeros where a release names none."""
+    return np.zeros(size, np.float32) if digest is None else vector(_stored(blobs, digest), size)
 
 
 def _stored(blobs: Blobs, digest: str) -> memoryview:

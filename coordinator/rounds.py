@@ -210,8 +210,9 @@ def _controlled(state: Round, event: Event, now_us: int) -> Round:
 
 
 def _overdue(state: Round, now_us: int) -> bool:
-    runs = state.state == "open" and state.deadline_us is not None and state.paused_us is None
-    return runs and now_us >= (state.deadline_us or 0)
+    """While a round is paused its clock stands still: what was overdue before stays so."""
+    at_us = now_us if state.paused_us is None else state.paused_us
+    return state.state == "open" and state.deadline_us is not None and at_us >= state.deadline_us
 
 
 def _stale(state: Round, version: int | None) -> bool:

@@ -20,6 +20,7 @@ from coordinator.calls import Counted
 from coordinator.closing import close_rounds, hear_others
 from coordinator.core import Core
 from coordinator.enrolment import Enrolment
+from coordinator.events import Format, Lines
 from coordinator.gate import Gate
 from coordinator.identities import Doors, Identities, Trust
 from coordinator.meter import Meter, timed
@@ -45,12 +46,13 @@ OPTIONS = [
 @dataclasses.dataclass(frozen=True)
 class Serving:
     """How a process serves: where it listens, whom it trusts (None: there is one door, and it is open), where it shows its
-    own numbers (None: nowhere), and whether other replicas listen there too."""
+    own numbers (None: nowhere), whether other replicas listen there too, and how it says what happens."""
 
     listen: Doors
     trust: Trust | None = None
     metrics: str | None = None
     shared: bool = False
+    log: Format = "text"
 
 
 async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> None:
@@ -62,16 +64,19 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     keep_freed_memory()
     meter, accepted, changed, work = Meter(), Bell(), Bell(), Bell()
     store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
-    who = how.trust.over(store.ledger) if how.trust else None
+    events = Lines(how.log)
+    who = how.trust.over(store.ledger, meter, events) if how.trust else None
     with (
         ThreadPoolExecutor(1, "compute") as compute,
         ThreadPoolExecutor(4, "disk") as disk,
         _shown(meter, store, how.metrics),
     ):
-        core = Core(store, compute, disk, accepted, changed, work, meter, who)
+        core = Core(store, compute, disk, accepted, changed, work, meter, who, events=events)
         # a second coordinator on the same port must fail, not share it by accident
         options = [("grpc.so_reuseport", int(how.shared)), *OPTIONS]
-        server = grpc.aio.server(options=options, interceptors=[Counted(meter), *([Gate(who)] if who else [])])
+        server = grpc.aio.server(
+            options=options, interceptors=[Counted(meter), *([Gate(who, core.refusals)] if who else [])]
+        )
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
         pb_grpc.add_EnrolmentServicer_to_server(Enrolment(core), server)
@@ -81,7 +86,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         tasks = [
-            asyncio.create_task(close_rounds(store, compute, accepted, changed, work, meter.combining, who)),
+            asyncio.create_task(close_rounds(store, compute, accepted, changed, work, meter.combining, who, events)),
             asyncio.create_task(hear_others(store, changed, work)),
             asyncio.create_task(forget_expired_now_and_then(store)),
         ]
@@ -90,6 +95,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
             await _until_stopped(tasks)
         finally:
             await checks.enter_graceful_shutdown()
+            events("draining")
             core.drain()
             await server.stop(DRAIN_S)
             await _cancelled(tasks)

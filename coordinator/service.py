@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -35,7 +35,8 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        lobby, until = self._core.lobby, time.monotonic() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
+        until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
             offers = await lobby.ask(request.device, tuple(request.runs))
@@ -44,7 +45,7 @@ class Federation(pb_grpc.FederationServicer):
                 return pb.CheckInReply(task=offers.task.to_proto())
             if offers.ended and not offers.active:
                 return pb.CheckInReply(finished=pb.Finished(runs=offers.ended))
-            if (left := until - time.monotonic()) <= 0 or self._core.draining or lobby.full:
+            if (left := until - clock_s()) <= 0 or self._core.draining or lobby.full:
                 pause_s = lobby.send_away(offers.work_in_s)
                 return pb.CheckInReply(wait=pb.Wait(retry_after_s=pause_s, active_runs=offers.active))
             with lobby.place():
@@ -74,36 +75,30 @@ class Federation(pb_grpc.FederationServicer):
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
 
     async def _content(self, release: ReleaseManifest, after: int | None) -> tuple[memoryview, list[int]]:
-        """A release's bytes, and the length of each step if they are steps: the shorter of history and snapshot."""
+        """A release's bytes, and the length of each link if they are steps or coded deltas: the shorter of history and
+        snapshot."""
+        by = await self._core.rules(release.run)
+        if after is not None and by.leads(after, release.version):
+            links = await self._links(by, release, after)
+            if sum(map(len, links)) <= by.snapshot_bytes:
+                return memoryview(b"".join(links)), [len(link) for link in links]
         if release.adapter is not None:
             return await self._core.blob(release.adapter), []
-        by = await self._core.rules(release.run)
-        steps = await self._steps(release, 0 if after is None else after)
-        snapshot_bytes = (8 if by.spec.directions and by.spec.directions.curvature else 4) * by.layout.size
-        if after is not None and after <= release.version and sum(map(len, steps)) <= snapshot_bytes:
-            return memoryview(b"".join(steps)), [len(step) for step in steps]
-        return await on(
-            self._core.compute,
-            self._snapshot,
-            by,
-            release.run,
-            await self._first(release.run),
-            steps if not after else await self._steps(release, 0),
-        ), []
+        first, links = await self._first(release.run), await self._links(by, release, 0)
+        return await on(self._core.compute, self._snapshot, by, first, links), []
 
-    async def _steps(self, release: ReleaseManifest, after: int) -> list[memoryview]:
-        """The steps that lead from version `after` to `release`; of a pool the newest holds them all."""
-        by = await self._core.rules(release.run)
-        pool = by.directions is not None and by.directions.drawn == "pool"
-        versions = range(release.version if pool else after + 1, release.version + 1)
+    async def _links(self, by: publish.Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
+        """The steps or coded deltas that lead from version `after` to `release`; of a pool the newest holds all steps."""
+        pool = by.codec is None and by.along().drawn == "pool"
+        versions = range(max(release.version, 1) if pool else after + 1, release.version + 1)
         found = [await self._store.ledger.release(release.run, version) for version in versions]
-        return [await self._core.blob(one.step) for one in found if one.step is not None]
+        return [await self._core.blob(one.step or one.delta or "") for one in found]
 
     async def _first(self, run: str) -> memoryview:
         first = await self._store.ledger.release(run, 0)
         return await self._core.blob(first.adapter or "")
 
-    def _snapshot(self, by: publish.Rules, run: str, first: memoryview, steps: list[memoryview]) -> memoryview:
+    def _snapshot(self, by: publish.Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
         state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
         parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
         return memoryview(b"".join(publish.as_bytes(part) for part in parts))

@@ -14,7 +14,7 @@ from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import spec
 from wire.contract import Action, after
 from wire.delta import Layout, Vector
-from wire.messages import ACTIONS, Control, DeviceStanding, RunStatus
+from wire.messages import ACTIONS, AdministratorStanding, Control, DeviceStanding, RunStatus
 from wire.run_spec import RunSpec
 
 
@@ -23,6 +23,7 @@ class Administration(Uploads):
 
     @property
     def _people(self) -> Any:
+        self.keep_current()
         return pb_grpc.AdministrationStub(self._channel)  # type: ignore[no-untyped-call]  # generated code
 
     def create_run(self, created: RunSpec, layout: Layout, adapter: Vector) -> RunStatus:
@@ -54,12 +55,30 @@ class Administration(Uploads):
         reply = self._unary(self._people.Invite, request)
         return str(reply.invitation), float(reply.expires_at)
 
+    def invite_administrator(self, name: str, lifetime_s: float) -> tuple[str, float]:
+        """As `invite`, for a further administrator."""
+        request = pb.InviteRequest(administrator=name, lifetime_s=lifetime_s)
+        reply = self._unary(self._people.Invite, request)
+        return str(reply.invitation), float(reply.expires_at)
+
     def devices(self) -> list[DeviceStanding]:
         reply = self._unary(self._people.ListDevices, pb.ListDevicesRequest())
         return [DeviceStanding.from_proto(device) for device in reply.devices]
 
     def revoke(self, device: str) -> DeviceStanding:
         return DeviceStanding.from_proto(self._unary(self._people.Revoke, pb.RevokeRequest(device=device)))
+
+    def thaw(self, device: str) -> DeviceStanding:
+        """Say that somebody has looked at a device that has an alarm."""
+        return DeviceStanding.from_proto(self._unary(self._people.Thaw, pb.ThawRequest(device=device)))
+
+    def administrators(self) -> list[AdministratorStanding]:
+        reply = self._unary(self._people.ListAdministrators, pb.ListAdministratorsRequest())
+        return [AdministratorStanding.from_proto(one) for one in reply.administrators]
+
+    def revoke_administrator(self, name: str) -> AdministratorStanding:
+        request = pb.RevokeAdministratorRequest(name=name)
+        return AdministratorStanding.from_proto(self._unary(self._people.RevokeAdministrator, request))
 
     def watch(self, run: str) -> Iterator[RunStatus]:
         """The status now and after each change, until the run has ended."""

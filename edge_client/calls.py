@@ -125,12 +125,12 @@ class Calls:
         if self._identity is not None:
             self._identity.check_window()
 
-    def _patience(self) -> _Patience:
+    def _patience(self) -> Patience:
         seconds = self._patience_s if self._met else FIRST_CONTACT_S
-        return _Patience(self.address, seconds, self._identity is None)
+        return Patience(self.address, seconds, self._identity is None)
 
 
-class _Patience:
+class Patience:
     """How long one thing is tried: pauses that grow and are jittered, none shorter than the coordinator asks for."""
 
     def __init__(self, address: str, seconds: float, plain: bool) -> None:

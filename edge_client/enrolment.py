@@ -9,11 +9,14 @@ from typing import Any
 
 import grpc
 
-from edge_client.calls import CALL_S, FIRST_CONTACT_S, OPTIONS, as_ours, nobody
+from edge_client.calls import ASK_AGAIN, CALL_S, FIRST_CONTACT_S, OPTIONS, Patience, as_ours, nobody
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import Refused, Unreachable
 from wire.identity import Invitation, host_of
+
+PATIENCE_S = 60.0
+"""How long a coordinator that many enrol with at once is asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,12 @@ def enrolled(
 def _ask(address: str, believed: bytes, method: str, message: Any) -> Any:
     with grpc.secure_channel(address, grpc.ssl_channel_credentials(believed), options=OPTIONS) as channel:
         stub = pb_grpc.EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
-        try:
-            return getattr(stub, method)(message, timeout=CALL_S)
-        except grpc.RpcError as error:
-            ours = as_ours(error)
-            raise ours if isinstance(ours, Refused) else Unreachable(nobody(address, ours, plain=False)) from error
+        patience = Patience(address, PATIENCE_S, plain=False)
+        while True:
+            try:
+                return getattr(stub, method)(message, timeout=CALL_S)
+            except grpc.RpcError as error:
+                ours = as_ours(error)
+                if not isinstance(ours, Refused):
+                    raise Unreachable(nobody(address, ours, plain=False)) from error
+                patience.pause(ours, ASK_AGAIN)

@@ -1,4 +1,4 @@
-"""Releases on a device: fetched as an adapter, or as the steps since the last one, checked, and kept between rounds."""
+"""Releases on a device: fetched as an adapter, or as what was added since the last one, checked, and kept between rounds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from edge_client.transport import Connection, Fetched
-from wire import prng, scalars, spec
+from wire import prng, spec
 from wire.delta import Layout, Vector
 from wire.errors import PayloadError, Reason
-from wire.messages import ReleaseManifest
+from wire.messages import ReleaseManifest, trail
 from wire.prng import Combine
-from wire.run_spec import RunSpec
+from wire.run_spec import Downlink, RunSpec
 from wire.scalars import Directions, Step, Trajectory
 
 
@@ -27,7 +27,7 @@ class Held:
 
 
 class Releases:
-    """What a client holds of each run. A device that missed rounds fetches the shorter of their steps and the adapter."""
+    """What a client holds of each run. A device that missed rounds fetches the shorter of what was added and the adapter."""
 
     def __init__(self, combine: Combine = prng.combine) -> None:
         self._held: dict[str, Held] = {}
@@ -40,18 +40,58 @@ class Releases:
 
         Raises PayloadError for bytes that are not what the release's manifest names.
         """
-        if run.codec is not None or run.directions is None:
+        if run.downlink is None and (run.codec is not None or run.directions is None):
             return _whole(_of(run, connection.release(run.name, 4 * layout.size, version)), run, layout)
         held = self._held.get(run.digest)
         if held is None or (version is not None and held.release.version > version):
             held = _first(run, layout, initial)
+        if run.downlink is None:
+            now = self._stepped(connection, run, layout, held, version)
+        else:
+            now = _chained(connection, run, layout, held, version, run.downlink)
+        self._held[run.digest] = now
+        return now
+
+    def _stepped(self, connection: Connection, run: RunSpec, layout: Layout, held: Held, version: int | None) -> Held:
         limit = max(8 * layout.size, 1 << 20)
         fetched = _of(run, connection.release(run.name, limit, version, held.release.version))
         if fetched.release.version == 0:
             _same(fetched.release.digest, held.release.digest, "release 0 is not the one this run's rules give")
             return held
-        self._held[run.digest] = _advanced(held, fetched, run.directions, layout, self._combine)
-        return self._held[run.digest]
+        assert run.directions is not None, "a run of scalars has directions"
+        return _advanced(held, fetched, run.directions, layout, self._combine)
+
+
+def _chained(
+    connection: Connection, run: RunSpec, layout: Layout, held: Held, version: int | None, by: Downlink
+) -> Held:
+    """By coded deltas from what is held, or as an adapter, whichever the coordinator finds shorter; as an adapter too where
+    the deltas are damaged, or do not lead from what is held to what the manifest names."""
+    limit = 4 * layout.size
+    fetched = _of(run, connection.release(run.name, limit, version, held.release.version))
+    try:
+        return _walked(held, fetched, run, layout, by)
+    except PayloadError:
+        whole = _whole(_of(run, connection.release(run.name, limit, version)), run, layout)
+        return dataclasses.replace(whole, bytes=whole.bytes + len(fetched.data))
+
+
+def _walked(held: Held, fetched: Fetched, run: RunSpec, layout: Layout, by: Downlink) -> Held:
+    """The digests of all deltas are checked before the first is decoded, and that of the adapter at the end."""
+    release, length = fetched.release, len(fetched.sizes)
+    if length == 0 and release.version != held.release.version:
+        return _whole(fetched, run, layout)
+    if length > by.longest_chain:
+        raise PayloadError(Reason.BAD_SIZE, f"a chain of {length} deltas; this run's longest has {by.longest_chain}")
+    reached = held.trail
+    for link in fetched.links:
+        reached = trail(reached, spec.bytes_digest(link))
+    _same(reached, _trail(release), "the deltas do not lead to this release")
+    adapter, codec = held.trajectory.adapter, by.chain()
+    for link in fetched.links:
+        adapter = adapter + codec.decode(link, layout).vector
+    _same(_digest(adapter), release.adapter, "the adapter is not the one its release names")
+    return _holding(release, run, layout, adapter, len(fetched.data))
 
 
 def _of(run: RunSpec, fetched: Fetched) -> Fetched:
@@ -64,32 +104,38 @@ def _of(run: RunSpec, fetched: Fetched) -> Fetched:
 def _whole(fetched: Fetched, run: RunSpec, layout: Layout) -> Held:
     """A release that is an adapter."""
     _same(spec.bytes_digest(fetched.data), fetched.release.adapter, "the adapter is not the one its release names")
-    adapter = _vector(fetched.data, layout.size)
-    start = Trajectory.start(run.directions or Directions(), layout, adapter, fetched.release.version)
-    return Held(fetched.release, start, "", len(fetched.data))
+    return _holding(fetched.release, run, layout, _vector(fetched.data, layout.size), len(fetched.data))
+
+
+def _holding(release: ReleaseManifest, run: RunSpec, layout: Layout, adapter: Vector, size: int) -> Held:
+    start = Trajectory.start(run.directions or Directions(), layout, adapter, release.version)
+    return Held(release, start, _trail(release), size)
+
+
+def _trail(release: ReleaseManifest) -> str:
+    return release.trail or release.digest
 
 
 def _first(run: RunSpec, layout: Layout, initial: Vector) -> Held:
-    assert run.directions is not None, "a run of scalars has directions"
-    digest = spec.bytes_digest(memoryview(initial.astype("<f4").data).cast("B"))
-    release = ReleaseManifest.first(run, layout, digest)
-    return Held(release, Trajectory.start(run.directions, layout, initial), release.digest, 0)
+    return _holding(ReleaseManifest.first(run, layout, _digest(initial)), run, layout, initial, 0)
+
+
+def _digest(adapter: Vector) -> str:
+    return spec.bytes_digest(memoryview(adapter.astype("<f4").data).cast("B"))
 
 
 def _advanced(held: Held, fetched: Fetched, directions: Directions, layout: Layout, combine: Combine) -> Held:
     release, size = fetched.release, len(fetched.data)
     if not fetched.sizes and release.version != held.release.version:
-        return Held(release, _snapshot(held, fetched, layout), release.trail or "", size)
-    state, trail, at = held.trajectory, held.trail, 0
-    for length in fetched.sizes:
-        data = fetched.data[at : at + length]
-        at += length
-        state, trail = state.after(Step.parse(data, directions), combine), scalars.trail(trail, spec.bytes_digest(data))
+        return Held(release, _snapshot(held, fetched, layout), _trail(release), size)
+    state, reached = held.trajectory, held.trail
+    for data in fetched.links:
+        state, reached = state.after(Step.parse(data, directions), combine), trail(reached, spec.bytes_digest(data))
     if directions.drawn == "pool":
         _same(spec.bytes_digest(fetched.data), release.step, "the pool is not the one its release names")
-        trail = release.trail or ""
-    _same(trail, release.trail, "the steps do not lead to this release")
-    return Held(release, state, trail, size)
+        reached = _trail(release)
+    _same(reached, _trail(release), "the steps do not lead to this release")
+    return Held(release, state, reached, size)
 
 
 def _snapshot(held: Held, fetched: Fetched, layout: Layout) -> Trajectory:

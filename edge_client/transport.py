@@ -4,6 +4,7 @@ what devices call."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import grpc
@@ -20,11 +21,17 @@ from wire.run_spec import RunSpec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fetched:
-    """A release as it came: `data` is an adapter, or steps of `sizes` bytes. Nothing is checked but the length."""
+    """A release as it came: `data` is an adapter, or steps or deltas of `sizes` bytes. Nothing is checked but the length."""
 
     release: ReleaseManifest
     data: memoryview
     sizes: tuple[int, ...]
+
+    @property
+    def links(self) -> list[memoryview]:
+        """The steps or coded deltas, oldest first; none where the data are an adapter."""
+        ends = list(itertools.accumulate(self.sizes))
+        return [self.data[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
 
 
 class Connection(Administration):
@@ -50,7 +57,7 @@ class Connection(Administration):
         return run_spec.parse(json.loads(reply.spec_json)), Layout.parse(json.loads(reply.layout_json))
 
     def release(self, run: str, limit: int, version: int | None, steps_after: int | None = None) -> Fetched:
-        """A release (None: the newest) and at most `limit` bytes of it: its adapter, or the steps from `steps_after`.
+        """A release (None: the newest) and at most `limit` bytes of it: its adapter, or what leads there from `steps_after`.
 
         With an identity, raises PayloadError for a release without the coordinator's signature."""
         request = pb.FetchReleaseRequest(run=run, version=version or 0, latest=version is None, steps_after=steps_after)

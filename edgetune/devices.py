@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import cli
-from wire.errors import IdentityError, MissingExtra
+from wire.errors import IdentityError, MissingExtra, UserError
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
 FIRST_OWNER = "home"
+ALARMS = {
+    "second_use": "somebody else brought its invitation, too; it is frozen",
+    "two_addresses": "its certificate called from two addresses at once",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hours", type=float, default=24.0, metavar="H", help="until it expires, at most 24; default: %(default)g"
     )
     invite.add_argument("--qr", action="store_true", help="draw it, too, for a device with a camera")
-    _action(commands, "devices", "list the enrolled devices")
+    invite.add_argument(
+        "--administrator",
+        metavar="NAME",
+        help="invite a further administrator instead, for `edgetune coordinator enroll`",
+    )
+    _action(commands, "devices", "list the enrolled devices, and at which of them somebody should look")
     revoke = _action(commands, "revoke", "end a device's part: at once, and for rounds that are still open")
     revoke.add_argument("device", metavar="DEVICE")
+    thaw = _action(commands, "thaw", "say that you have looked at a device: its alarm ends, and a frozen one goes on")
+    thaw.add_argument("device", metavar="DEVICE")
+    enroll = _action(commands, "enroll", "become an administrator, by the invitation of another one")
+    enroll.add_argument("invitation", metavar="INVITATION", help="what `edgetune coordinator invite` printed")
+    enroll.add_argument("--name", required=True, metavar="NAME", help="the name that the invitation is for")
+    administrators = _action(commands, "administrators", "list the administrators beside the first, or revoke one")
+    administrators.add_argument("--revoke", metavar="NAME", help="end an administrator's calls")
 
 
 def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
@@ -71,21 +87,37 @@ def connection(args: argparse.Namespace) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    actions = {"invite": _invite, "devices": _devices, "revoke": _revoke}
+    actions = {
+        "invite": _invite,
+        "devices": _devices,
+        "revoke": _revoke,
+        "thaw": _thaw,
+        "enroll": _enroll,
+        "administrators": _administrators,
+    }
     return actions[args.action](args) if args.action in actions else cli.run(args)
 
 
 def _invite(args: argparse.Namespace) -> int:
     with connection(args) as opened:
-        invitation, expires_at = opened.invite(args.owner, args.quota, args.hours * 3600)
+        invitation, expires_at = (
+            opened.invite_administrator(args.administrator, args.hours * 3600)
+            if args.administrator
+            else opened.invite(args.owner, args.quota, args.hours * 3600)
+        )
     if args.json:
-        print(json.dumps({"invitation": invitation, "owner": args.owner, "expires_at": expires_at}))
+        whose = {"administrator": args.administrator} if args.administrator else {"owner": args.owner}
+        print(json.dumps({"invitation": invitation, **whose, "expires_at": expires_at}))
         return 0
     print(invitation)
     if args.qr:
         print(_drawn(invitation))
-    print(f"good once, until {_date(expires_at)}, for a device of {args.owner}; there:", file=sys.stderr)
-    print(f"  edgetune client enroll '{invitation}'", file=sys.stderr)
+    whom, command = f"a device of {args.owner}", f"client enroll '{invitation}'"
+    if args.administrator:
+        whom = f"administrator {args.administrator}"
+        command = f"coordinator enroll '{invitation}' --name {args.administrator}"
+    print(f"good once, until {_date(expires_at)}, for {whom}; there:", file=sys.stderr)
+    print(f"  edgetune {command}", file=sys.stderr)
     return 0
 
 
@@ -112,6 +144,10 @@ def _devices(args: argparse.Namespace) -> int:
         print(
             f"{device.name}: {device.state}, of {device.owner}, since {_date(device.enrolled_at)}, certificate to {ends}"
         )
+        if device.alarm:
+            print(
+                f"  look at it: {ALARMS.get(device.alarm, device.alarm)}; then `edgetune coordinator thaw` or `revoke`"
+            )
     if not devices:
         print("no devices; `edgetune coordinator invite` makes an invitation for one")
     return 0
@@ -126,6 +162,47 @@ def _revoke(args: argparse.Namespace) -> int:
         if args.json
         else f"{device.name} is revoked; it ends within seconds, and its updates to open rounds are out"
     )
+    return 0
+
+
+def _thaw(args: argparse.Namespace) -> int:
+    with connection(args) as opened:
+        device = opened.thaw(args.device)
+    print(
+        json.dumps(dataclasses.asdict(device)) if args.json else f"{device.name} is {device.state}; its alarm is over"
+    )
+    return 0
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from edge_client import identity
+    from wire.identity import Invitation, read_card
+
+    folder = args.identity or cli.default_identity() / "admin"
+    invitation = Invitation.parse(args.invitation)
+    if read_card(folder) is not None:
+        raise UserError(f"{folder}: an identity is here already; name another folder by --identity")
+    enrolled = identity.enroll(invitation, folder, args.name)
+    if enrolled.certificate.role != "admin":
+        raise UserError("this invitation is for a device: `edgetune client enroll` takes it")
+    shown = {"administrator": args.name, "coordinator": enrolled.coordinator, "identity": str(folder)}
+    said = f"{args.name} administers {enrolled.coordinator}; the key is in {folder}: name it by --identity"
+    print(json.dumps(shown) if args.json else said)
+    return 0
+
+
+def _administrators(args: argparse.Namespace) -> int:
+    with connection(args) as opened:
+        found = [opened.revoke_administrator(args.revoke)] if args.revoke else opened.administrators()
+    if args.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
+        return 0
+    for one in found:
+        print(
+            f"{one.name}: {one.state}, since {_date(one.enrolled_at)}, certificate to {_date(one.certificate_ends_at)}"
+        )
+    if not found:
+        print("nobody beside the first; `edgetune coordinator invite --administrator NAME` invites one")
     return 0
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,13 +37,20 @@ class CoordinatorProcess:
     """`edgetune coordinator serve` over a store; `kill` is kill -9, and a new one goes on with the same store."""
 
     def __init__(
-        self, store: Path | str, listen: str = "127.0.0.1:0", *more: str, identity: Path | None = None
+        self,
+        store: Path | str,
+        listen: str = "127.0.0.1:0",
+        *more: str,
+        identity: Path | None = None,
+        log: Path | None = None,
     ) -> None:
         self.store, self.folder = store, identity
         more = more if identity is None else ("--identity", str(identity), *more)
         self.replicas: dict[int, int] = {}
         line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more)
-        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
+        with ExitStack() as files:
+            err = files.enter_context(log.open("a")) if log else None
+            self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True, env=environment())
         listening = self.event("listening")
         self.address: str = listening["address"]
         self.enrolment: str = listening.get("enrolment", "")
@@ -93,11 +101,11 @@ class CoordinatorProcess:
         raise AssertionError("the coordinator is gone")
 
 
-def identified(store: Path, *more: str) -> CoordinatorProcess:
+def identified(store: Path, *more: str, log: Path | None = None) -> CoordinatorProcess:
     """A coordinator with identities, made in its store the first time."""
     if not (store / "identity").exists():
         authority.create(store / "identity", ["localhost", "127.0.0.1"])
-    return CoordinatorProcess(store, "127.0.0.1:0", *more)
+    return CoordinatorProcess(store, "127.0.0.1:0", *more, log=log)
 
 
 def administrator(coordinator: CoordinatorProcess) -> Connection:

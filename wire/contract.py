@@ -87,12 +87,18 @@ CONTRACT: Mapping[Reason, Rule] = {
     Reason.NOT_ENROLLED: Rule("UNAUTHENTICATED", Action.ASK, "no certificate, or not one of a device that is enrolled"),
     Reason.CERTIFICATE_EXPIRED: Rule("UNAUTHENTICATED", Action.ASK, "the certificate has ended"),
     Reason.REVOKED: Rule("PERMISSION_DENIED", Action.DROP, "the device was revoked, and nothing of it will be counted"),
+    Reason.FROZEN: Rule(
+        "PERMISSION_DENIED", Action.ASK, "the device's invitation was brought again: an administrator has to look"
+    ),
     Reason.NOT_ALLOWED: Rule("PERMISSION_DENIED", Action.ASK, "callers of this role may not make this call"),
     Reason.FOREIGN_DEVICE: Rule("PERMISSION_DENIED", Action.ASK, "the call names another device than the certificate"),
     Reason.BAD_TOKEN: Rule("UNAUTHENTICATED", Action.ASK, "the invitation is unknown, used or expired"),
     Reason.NAME_TAKEN: Rule("ALREADY_EXISTS", Action.ASK, "another device is enrolled under this name"),
     Reason.QUOTA: Rule("RESOURCE_EXHAUSTED", Action.ASK, "the owner has as many devices as it may"),
-    Reason.UNKNOWN_DEVICE: Rule("NOT_FOUND", Action.ASK, "no device of this name is enrolled"),
+    Reason.TOO_OFTEN: Rule(
+        "RESOURCE_EXHAUSTED", Action.RETRY, "more enrolments at once than one address, or all, may try"
+    ),
+    Reason.UNKNOWN_DEVICE: Rule("NOT_FOUND", Action.ASK, "no device, or administrator, of this name is enrolled"),
     Reason.BAD_SIGNATURE: Rule(
         "INVALID_ARGUMENT", Action.ASK, "signed by another key than it should be, or not at all"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from typing import Any, Literal
@@ -194,7 +195,9 @@ class ReleaseManifest:
 
     `adapter` and `optimizer_state` are digests of stored vectors (float32, little-endian); `parent` is the digest of
     the release before, None for release 0. In a run of scalars alone, releases after 0 have no adapter but a `step`, the
-    digest of a stored `wire.scalars.Step`, and the `trail` that chains all steps so far.
+    digest of a stored `wire.scalars.Step`. In a run with a downlink they have an adapter and the `delta` that leads to it
+    from the one before, coded; `residual` is the vector that the codec did not send yet. The `trail` chains all steps, or
+    all coded deltas, so far.
     """
 
     run: str
@@ -207,15 +210,26 @@ class ReleaseManifest:
     contributions: tuple[Share, ...]
     step: str | None = dataclasses.field(default=None, metadata=LATER)
     trail: str | None = dataclasses.field(default=None, metadata=LATER)
+    delta: str | None = dataclasses.field(default=None, metadata=LATER)
+    residual: str | None = dataclasses.field(default=None, metadata=LATER)
     schema: str = "edgetune-release-1"
 
     @property
     def digest(self) -> str:
         return spec.digest(self)
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of all stored bytes that are of this release."""
+        return tuple(filter(None, (self.adapter, self.optimizer_state, self.step, self.delta, self.residual)))
+
+    def trail_to(self, link: str) -> str:
+        """The trail of the release that the step or coded delta of digest `link` leads to from this one."""
+        return trail(self.trail or self.digest, link)
+
     @classmethod
     def first(cls, run: RunSpec, layout: Layout, adapter: str) -> ReleaseManifest:
-        """Release 0: what a run is created with. In a run of scalars its digest begins the trail."""
+        """Release 0: what a run is created with. Its digest begins the trail."""
         return cls(run.name, 0, run.digest, layout.digest, None, adapter, None, ())
 
     @classmethod
@@ -224,6 +238,11 @@ class ReleaseManifest:
             return spec.parse(cls, json.loads(text), "release")
         except ValueError as error:
             raise PayloadError(Reason.BAD_PAYLOAD, f"release manifest is not JSON: {error}") from error
+
+
+def trail(before: str, link: str) -> str:
+    """The hash chain of what leads to a release, from the digest of each link: it proves a history without its manifests."""
+    return hashlib.sha256(f"{before}{link}".encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,9 +254,24 @@ class DeviceStanding:
     state: str
     enrolled_at: float
     certificate_ends_at: float
+    alarm: str
 
     @classmethod
     def from_proto(cls, message: pb.Device) -> DeviceStanding:
+        return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AdministratorStanding:
+    """An administrator as others see it. Times in Unix seconds."""
+
+    name: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Administrator) -> AdministratorStanding:
         return cls(**{f.name: getattr(message, f.name) for f in dataclasses.fields(cls)})
 
 

@@ -99,13 +99,41 @@ class Evaluation:
             raise ValueError("expected 0 < fraction < 1 and max_sequences >= 1")
 
 
+LONGEST_CHAIN = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Downlink:
+    """How releases travel: each as what it adds to the one before, coded by `codec`. A device is given at most
+    `longest_chain` of these in a row, and the whole adapter beyond. What the codec loses is added to the next release,
+    `decay` times (arXiv 1905.05957).
+    """
+
+    codec: tuple[Plain, ...] | str
+    longest_chain: int = LONGEST_CHAIN
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.longest_chain <= LONGEST_CHAIN:
+            raise ValueError(f"longest_chain must lie between 1 and {LONGEST_CHAIN}")
+        if not 0.0 <= self.decay <= 1.0:
+            raise ValueError("decay must lie between 0 and 1")
+
+    def chain(self) -> chain.Chain:
+        """The codec of releases. Raises SpecError."""
+        try:
+            return chain.codec(self.codec)
+        except SpecError as error:
+            raise SpecError(f"downlink.{error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
     """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families.
 
     Two forms of update travel: a delta, coded by `codec`; and scalars along `directions`. A run admits those it has a
     rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
-    its methods, and takes `codec` away if none of them sends deltas.
+    its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
     """
 
     name: str
@@ -120,6 +148,7 @@ class RunSpec:
     seed: int = 0
     forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
     directions: Directions | None = dataclasses.field(default=None, metadata=spec.LATER)
+    downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:
@@ -141,9 +170,11 @@ class RunSpec:
 
 
 def parse(table: Any, where: str = "run spec") -> RunSpec:
-    """A checked RunSpec from a plain table, with its codec expanded to stages. Raises SpecError naming the key."""
+    """A checked RunSpec from a plain table, with its codecs expanded to stages. Raises SpecError naming the key."""
     run = spec.parse(RunSpec, table, where)
-    return run if run.codec is None else dataclasses.replace(run, codec=parse_codec(run.codec))
+    codec = None if run.codec is None else parse_codec(run.codec)
+    downlink = run.downlink and dataclasses.replace(run.downlink, codec=_stages(run.downlink.chain()))
+    return dataclasses.replace(run, codec=codec, downlink=downlink)
 
 
 def check_mode(run: RunSpec) -> None:
@@ -161,7 +192,11 @@ def check_mode(run: RunSpec) -> None:
 
 def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
     """A codec, by name or by stages, as the stages that a frozen spec holds. Raises SpecError."""
-    return tuple(spec.plain(stage) for stage in chain.codec(described).stages)
+    return _stages(chain.codec(described))
+
+
+def _stages(codec: chain.Chain) -> tuple[Plain, ...]:
+    return tuple(spec.plain(stage) for stage in codec.stages)
 
 
 def read_toml(path: Path) -> RunSpec:

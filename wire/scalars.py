@@ -282,8 +282,3 @@ def mean_square(step: Step) -> np.float32:
     """Σ multiple² of a step, from exact integers."""
     total = sum(int(u) * int(u) for _, units in step.strands for u in units)
     return np.float32(total / (1 << 2 * UNIT_BITS))
-
-
-def trail(before: str, step_digest: str) -> str:
-    """The hash chain of a scalar run's steps: what proves a history without its manifests."""
-    return hashlib.sha256(f"{before}{step_digest}".encode()).hexdigest()

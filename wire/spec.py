@@ -8,6 +8,7 @@ row does not have and a value of another type, so a spec from the network can na
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -44,7 +45,7 @@ def parse(cls: type[T], spec: Mapping[str, Any], where: str) -> T:
     """A dataclass from a plain table: unknown keys, missing keys and values of another type raise SpecError."""
     if not isinstance(spec, Mapping):
         raise SpecError(f"{where}: expected a table, got {spec!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that classes can be hashed
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # cls is a dataclass
     if unknown := sorted(set(spec) - set(fields)):
         raise SpecError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
@@ -58,6 +59,12 @@ def parse(cls: type[T], spec: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except ValueError as error:
         raise SpecError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Once a class: each time it compiles every annotation, and took most of the time of reading a run."""
+    return typing.get_type_hints(cls)
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:

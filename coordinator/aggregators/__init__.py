@@ -1,4 +1,4 @@
-"""How updates become the next adapter: an aggregator folds them to one mean delta, a server optimizer applies it.
+"""How updates become the next adapter: an aggregator folds them to one mean delta, a server optimizer makes the step.
 
 Sums are int64 fixed point: the same bits in any order, in any process, and mergeable, so that a round can be computed
 twice, in parts, or again years later, and give the same release.
@@ -46,8 +46,8 @@ class ServerOptimizer(Protocol):
     def state_size(self, size: int) -> int:
         """Entries of the state for an adapter of `size` entries; 0 for none."""
 
-    def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
-        """The next adapter and state, float32, from the mean delta. A zero state is the first."""
+    def step(self, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+        """What the mean delta adds to the adapter, and the next state, float32 both. A zero state is the first."""
 
 
 AGGREGATORS: Mapping[str, str] = {"mean": "coordinator.aggregators.mean:Mean"}

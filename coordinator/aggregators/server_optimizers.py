@@ -24,7 +24,7 @@ def _fraction(**rates: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """adapter + learning_rate · delta: plain FedAvg at 1."""
+    """learning_rate · delta: plain FedAvg at 1."""
 
     learning_rate: float = 1.0
     id: ClassVar[str] = "average"
@@ -35,8 +35,8 @@ class Average:
     def state_size(self, size: int) -> int:
         return 0
 
-    def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
-        return adapter + np.float32(self.learning_rate) * delta, state
+    def step(self, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+        return np.float32(self.learning_rate) * delta, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Momentum:
     def state_size(self, size: int) -> int:
         return size
 
-    def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+    def step(self, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
         velocity = np.float32(self.momentum) * state + delta
-        step = delta + np.float32(self.momentum) * velocity if self.nesterov else velocity
-        return adapter + np.float32(self.learning_rate) * step, velocity
+        ahead = delta + np.float32(self.momentum) * velocity if self.nesterov else velocity
+        return np.float32(self.learning_rate) * ahead, velocity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Adam:
     def state_size(self, size: int) -> int:
         return 2 * size
 
-    def apply(self, adapter: Vector, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
+    def step(self, delta: Vector, state: Vector) -> tuple[Vector, Vector]:
         first: Vector
         second: Vector
         first, second = np.split(state, 2)
         first = np.float32(self.beta1) * first + np.float32(1 - self.beta1) * delta
         second = np.float32(self.beta2) * second + np.float32(1 - self.beta2) * delta * delta
-        step: Vector = np.divide(first, np.sqrt(second) + np.float32(self.epsilon), dtype=np.float32)
-        return adapter + np.float32(self.learning_rate) * step, np.concatenate([first, second])
+        ratio: Vector = np.divide(first, np.sqrt(second) + np.float32(self.epsilon), dtype=np.float32)
+        return np.float32(self.learning_rate) * ratio, np.concatenate([first, second])

@@ -93,8 +93,8 @@ class Ledger(Protocol):
     async def refuse(self, run: str, reason: Reason) -> None:
         """Count a refusal. A run that does not exist is not counted."""
 
-    async def tick(self) -> list[str]:
-        """Let overdue rounds seal or start again; returns the runs that changed."""
+    async def tick(self) -> list[tuple[str, Round]]:
+        """Let overdue rounds seal or start again; returns them as they ended, by run name."""
 
     async def sealed(self) -> list[tuple[str, Round]]:
         """Rounds that wait to be combined, by run name: of a run's buffers the oldest."""

@@ -14,12 +14,15 @@ from wire.errors import Reason, Refused
 
 FIRST_QUOTA = 16
 """Devices that an owner may have where nobody said how many."""
-_COLUMNS = "name, owner, key_digest, state, enrolled_us, ends_us"
+_COLUMNS = "name, owner, key_digest, state, enrolled_us, ends_us, alarm"
+Alarm = Literal["second_use", "two_addresses"]
+"""Why somebody should look at a device: its invitation was brought again, for which it is frozen, or its certificate called
+from two addresses at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """An enrolled device. `key_digest` is the SHA-256 of its public key; times in store-clock µs."""
+    """An enrolled device. `key_digest` is the SHA-256 of its public key; times in store-clock µs; no `alarm`: all is well."""
 
     name: str
     owner: str
@@ -27,6 +30,30 @@ class Device:
     state: Literal["active", "revoked"]
     enrolled_us: int
     ends_us: int
+    alarm: Alarm | None = None
+
+    @property
+    def standing(self) -> Literal["active", "frozen", "revoked"]:
+        """A frozen one may do nothing until an administrator has looked."""
+        return "frozen" if self.state == "active" and self.alarm == "second_use" else self.state
+
+    def check(self) -> None:
+        """REVOKED, FROZEN."""
+        if self.standing == "revoked":
+            raise Refused(Reason.REVOKED, f"device {self.name} was revoked")
+        if self.standing == "frozen":
+            raise Refused(
+                Reason.FROZEN,
+                f"device {self.name} is frozen: somebody else brought its invitation, too; whoever administers the"
+                " coordinator has to look at it",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondUse:
+    """An invitation was brought again; `first` is the device that used it, now frozen."""
+
+    first: str
 
 
 def invite(db: Connection, token_hash: str, owner: str, quota: int | None, lifetime_us: int, now_us: int) -> int:
@@ -42,16 +69,21 @@ def invite(db: Connection, token_hash: str, owner: str, quota: int | None, lifet
     return expires_us
 
 
-def enroll(db: Connection, token_hash: str, name: str, key_digest: str, lifetime_us: int, now_us: int) -> Device:
-    """Use a token up for a device. The same device with the same key may repeat it: its answer may have been lost.
+def enroll(
+    db: Connection, token_hash: str, name: str, key_digest: str, lifetime_us: int, now_us: int
+) -> Device | SecondUse:
+    """Use a token up for a device. The same device with the same key may repeat it: its answer may have been lost. Whoever
+    else brings it freezes that device: whom it was meant for only a person can say.
 
-    BAD_TOKEN (unknown, expired or used), NAME_TAKEN (another key or owner has the name), REVOKED, QUOTA.
+    BAD_TOKEN (unknown or expired), NAME_TAKEN (another key or owner has the name), REVOKED, FROZEN, QUOTA.
     """
+    if (first := _user_before(db, token_hash, name, key_digest, now_us)) is not None:
+        db.execute("UPDATE devices SET alarm = 'second_use' WHERE name = ?", (first,))
+        return SecondUse(first)
     owner = _use(db, token_hash, name, now_us)
     known = find(db, name)
     if known is not None:
-        if known.state == "revoked":
-            raise Refused(Reason.REVOKED, f"device {name} was revoked; enrol under another --name")
+        known.check()
         if (known.owner, known.key_digest) != (owner, key_digest):
             raise Refused(Reason.NAME_TAKEN, f"another device is enrolled as {name}; choose another --name")
     _check_quota(db, owner, name, now_us)
@@ -62,17 +94,22 @@ def enroll(db: Connection, token_hash: str, name: str, key_digest: str, lifetime
 
 
 def _use(db: Connection, token_hash: str, name: str, now_us: int) -> str:
-    """The owner that a token speaks for. Of two who bring it at once, one finds it unused."""
-    row = db.execute("SELECT owner, expires_us, used_by FROM enrolment_tokens WHERE hash = ?", (token_hash,)).fetchone()
+    """The owner that a token speaks for."""
+    row = db.execute("SELECT owner, expires_us FROM enrolment_tokens WHERE hash = ?", (token_hash,)).fetchone()
     if row is None or row[1] <= now_us:
         raise Refused(Reason.BAD_TOKEN, "the invitation is unknown or expired; ask for a new one")
-    changed = db.execute(
-        "UPDATE enrolment_tokens SET used_by = ? WHERE hash = ? AND (used_by IS NULL OR used_by = ?)",
-        (name, token_hash, name),
-    ).rowcount
-    if not changed:
-        raise Refused(Reason.BAD_TOKEN, "the invitation was used already; ask for a new one")
+    db.execute("UPDATE enrolment_tokens SET used_by = ? WHERE hash = ?", (name, token_hash))
     return str(row[0])
+
+
+def _user_before(db: Connection, token_hash: str, name: str, key_digest: str, now_us: int) -> str | None:
+    """The device that has used a living token, if it is another than the one that brings it now."""
+    row = db.execute(
+        "SELECT devices.name, devices.key_digest FROM enrolment_tokens JOIN devices ON devices.name = used_by"
+        " WHERE hash = ? AND expires_us > ?",
+        (token_hash, now_us),
+    ).fetchone()
+    return None if row is None or tuple(row) == (name, key_digest) else str(row[0])
 
 
 def _check_quota(db: Connection, owner: str, name: str, now_us: int) -> None:
@@ -93,17 +130,16 @@ def _check_quota(db: Connection, owner: str, name: str, now_us: int) -> None:
 
 def _write(db: Connection, device: Device) -> None:
     db.execute(
-        f"INSERT INTO devices ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # constants
+        f"INSERT INTO devices ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # constants
         " ON CONFLICT (name) DO UPDATE SET ends_us = excluded.ends_us",
         dataclasses.astuple(device),
     )
 
 
 def renew(db: Connection, name: str, lifetime_us: int, now_us: int) -> Device:
-    """Note that a device gets a new certificate. REVOKED, UNKNOWN_DEVICE."""
+    """Note that a device gets a new certificate. REVOKED, FROZEN, UNKNOWN_DEVICE."""
     known = known_device(db, name)
-    if known.state == "revoked":
-        raise Refused(Reason.REVOKED, f"device {name} was revoked")
+    known.check()
     renewed = dataclasses.replace(known, ends_us=now_us + lifetime_us)
     _write(db, renewed)
     return renewed
@@ -132,11 +168,23 @@ def mark_revoked(db: Connection, name: str) -> Device:
     return dataclasses.replace(device, state="revoked")
 
 
-def check_not_revoked(db: Connection, name: str) -> None:
-    """What every transaction of a device begins with: nothing it does lands after its revocation."""
-    device = find(db, name)
-    if device is not None and device.state == "revoked":
-        raise Refused(Reason.REVOKED, f"device {name} was revoked")
+def flag(db: Connection, name: str, alarm: Alarm) -> bool:
+    """Say that somebody should look at a device; whether that is news."""
+    query = "UPDATE devices SET alarm = ? WHERE name = ? AND state = 'active' AND alarm IS NULL"
+    return db.execute(query, (alarm, name)).rowcount == 1
+
+
+def thaw(db: Connection, name: str) -> Device:
+    """Somebody has looked: the alarm is over, and a frozen device goes on. Idempotent. UNKNOWN_DEVICE."""
+    device = known_device(db, name)
+    db.execute("UPDATE devices SET alarm = NULL WHERE name = ?", (name,))
+    return dataclasses.replace(device, alarm=None)
+
+
+def check_standing(db: Connection, name: str) -> None:
+    """What every transaction of a device begins with: nothing it does lands after its revocation, or while it is frozen."""
+    if (device := find(db, name)) is not None:
+        device.check()
 
 
 def seats_of_others(db: Connection, run: str, live: Round, device: str) -> int:

@@ -17,7 +17,7 @@ from wire.messages import ENDED, Task
 
 
 def offer(db: Connection, device: str, wanted: tuple[str, ...], now_us: int) -> Offers:
-    devices.check_not_revoked(db, device)
+    devices.check_standing(db, device)
     states = dict(db.execute(f"SELECT name, {rows.STATE} FROM runs ORDER BY created_us, name").fetchall())  # constants
     if missing := [name for name in wanted if name not in states]:
         raise Refused(Reason.UNKNOWN_RUN, f"no run named {missing[0]!r}; `edgetune run list` shows them")

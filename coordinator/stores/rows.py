@@ -142,6 +142,5 @@ def named_blobs(db: Connection) -> set[str]:
     """The digests of all that contributions and releases are made of."""
     named = {digest for (digest,) in db.execute("SELECT digest FROM contributions WHERE digest <> ''").fetchall()}
     for (manifest,) in db.execute("SELECT manifest FROM releases").fetchall():
-        release = ReleaseManifest.parse(manifest)
-        named.update(filter(None, (release.adapter, release.optimizer_state, release.step)))
+        named.update(ReleaseManifest.parse(manifest).blobs)
     return named

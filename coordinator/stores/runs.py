@@ -91,19 +91,19 @@ def sealed(db: Connection) -> list[tuple[str, Round]]:
     return [(row[0], Round(*row[1:])) for row in found]
 
 
-def tick(db: Connection, now_us: int) -> list[str]:
+def tick(db: Connection, now_us: int) -> list[tuple[str, Round]]:
     due = db.execute(
-        "SELECT run FROM rounds WHERE state = 'open' AND paused_us IS NULL AND deadline_us <= ?", (now_us,)
+        "SELECT run FROM rounds WHERE state = 'open' AND deadline_us <= COALESCE(paused_us, ?)", (now_us,)
     ).fetchall()
-    for (name,) in due:
-        _expire(db, name, now_us)
-    return [name for (name,) in due]
+    return [(name, _expired(db, name, now_us)) for (name,) in due]
 
 
-def _expire(db: Connection, name: str, now_us: int) -> None:
+def _expired(db: Connection, name: str, now_us: int) -> Round:
     live = rows.open_round(db, name)
     assert live is not None, "selected in this transaction"
-    move(db, name, rounds.step(live, rounds.Tick(), now_us), now_us)
+    moved = rounds.step(live, rounds.Tick(), now_us)
+    move(db, name, moved, now_us)
+    return moved
 
 
 def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, now_us: int) -> bool:

@@ -73,7 +73,7 @@ class SqlLedger:
     async def refuse(self, run: str, reason: Reason) -> None:
         await self._write(runs.refuse, run, reason)
 
-    async def tick(self) -> list[str]:
+    async def tick(self) -> list[tuple[str, Round]]:
         return await self._write_now(runs.tick)
 
     async def sealed(self) -> list[tuple[str, Round]]:

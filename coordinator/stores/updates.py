@@ -21,7 +21,7 @@ Key = tuple[str, int, int, str]
 
 def check(db: Connection, offered: Contribution, now_us: int) -> Receipt | None:
     """The receipt if it is in already, None if it may come in; raises what `accept` would raise."""
-    devices.check_not_revoked(db, offered.device)
+    devices.check_standing(db, offered.device)
     spec_text = db.execute("SELECT spec FROM runs WHERE name = ?", (offered.run,)).fetchone()
     if spec_text is None:
         raise Refused(Reason.UNKNOWN_RUN, f"no run named {offered.run!r}")

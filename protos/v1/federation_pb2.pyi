@@ -296,14 +296,16 @@ class RunStatus(_message.Message):
     def __init__(self, status_json: _Optional[str] = ...) -> None: ...
 
 class InviteRequest(_message.Message):
-    __slots__ = ("owner", "quota", "lifetime_s")
+    __slots__ = ("owner", "quota", "lifetime_s", "administrator")
     OWNER_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    ADMINISTRATOR_FIELD_NUMBER: _ClassVar[int]
     owner: str
     quota: int
     lifetime_s: float
-    def __init__(self, owner: _Optional[str] = ..., quota: _Optional[int] = ..., lifetime_s: _Optional[float] = ...) -> None: ...
+    administrator: str
+    def __init__(self, owner: _Optional[str] = ..., quota: _Optional[int] = ..., lifetime_s: _Optional[float] = ..., administrator: _Optional[str] = ...) -> None: ...
 
 class InviteReply(_message.Message):
     __slots__ = ("invitation", "expires_at")
@@ -314,18 +316,20 @@ class InviteReply(_message.Message):
     def __init__(self, invitation: _Optional[str] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "owner", "state", "enrolled_at", "certificate_ends_at")
+    __slots__ = ("name", "owner", "state", "enrolled_at", "certificate_ends_at", "alarm")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ENROLLED_AT_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_ENDS_AT_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
     name: str
     owner: str
     state: str
     enrolled_at: float
     certificate_ends_at: float
-    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[str] = ..., enrolled_at: _Optional[float] = ..., certificate_ends_at: _Optional[float] = ...) -> None: ...
+    alarm: str
+    def __init__(self, name: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[str] = ..., enrolled_at: _Optional[float] = ..., certificate_ends_at: _Optional[float] = ..., alarm: _Optional[str] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ()
@@ -342,6 +346,40 @@ class RevokeRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     device: str
     def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class ThawRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class Administrator(_message.Message):
+    __slots__ = ("name", "state", "enrolled_at", "certificate_ends_at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ENROLLED_AT_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_ENDS_AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    enrolled_at: float
+    certificate_ends_at: float
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., enrolled_at: _Optional[float] = ..., certificate_ends_at: _Optional[float] = ...) -> None: ...
+
+class ListAdministratorsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAdministratorsReply(_message.Message):
+    __slots__ = ("administrators",)
+    ADMINISTRATORS_FIELD_NUMBER: _ClassVar[int]
+    administrators: _containers.RepeatedCompositeFieldContainer[Administrator]
+    def __init__(self, administrators: _Optional[_Iterable[_Union[Administrator, _Mapping]]] = ...) -> None: ...
+
+class RevokeAdministratorRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class AuthorityRequest(_message.Message):
     __slots__ = ()

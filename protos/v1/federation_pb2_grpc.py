@@ -101,7 +101,7 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchRelease(self, request, context):
-        """The adapter of a release, in chunks; the first carries the release itself.
+        """A release in chunks, whole or as what was added since the one that the device holds; the first carries its manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -506,6 +506,21 @@ class AdministrationStub:
                 request_serializer=protos_dot_v1_dot_federation__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_federation__pb2.Device.FromString,
                 _registered_method=True)
+        self.Thaw = channel.unary_unary(
+                '/edgetune.v1.Administration/Thaw',
+                request_serializer=protos_dot_v1_dot_federation__pb2.ThawRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.Device.FromString,
+                _registered_method=True)
+        self.ListAdministrators = channel.unary_unary(
+                '/edgetune.v1.Administration/ListAdministrators',
+                request_serializer=protos_dot_v1_dot_federation__pb2.ListAdministratorsRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.ListAdministratorsReply.FromString,
+                _registered_method=True)
+        self.RevokeAdministrator = channel.unary_unary(
+                '/edgetune.v1.Administration/RevokeAdministrator',
+                request_serializer=protos_dot_v1_dot_federation__pb2.RevokeAdministratorRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_federation__pb2.Administrator.FromString,
+                _registered_method=True)
 
 
 class AdministrationServicer:
@@ -564,6 +579,26 @@ class AdministrationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Thaw(self, request, context):
+        """Somebody has looked at a device that has an alarm: it ends, and a frozen device may go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdministrators(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeAdministrator(self, request, context):
+        """Ends an administrator's calls; nobody can do it to himself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdministrationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -606,6 +641,21 @@ def add_AdministrationServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=protos_dot_v1_dot_federation__pb2.RevokeRequest.FromString,
                     response_serializer=protos_dot_v1_dot_federation__pb2.Device.SerializeToString,
+            ),
+            'Thaw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Thaw,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.ThawRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.Device.SerializeToString,
+            ),
+            'ListAdministrators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdministrators,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.ListAdministratorsRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.ListAdministratorsReply.SerializeToString,
+            ),
+            'RevokeAdministrator': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeAdministrator,
+                    request_deserializer=protos_dot_v1_dot_federation__pb2.RevokeAdministratorRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_federation__pb2.Administrator.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -835,9 +885,90 @@ class Administration:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Thaw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/Thaw',
+            protos_dot_v1_dot_federation__pb2.ThawRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdministrators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/ListAdministrators',
+            protos_dot_v1_dot_federation__pb2.ListAdministratorsRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.ListAdministratorsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeAdministrator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgetune.v1.Administration/RevokeAdministrator',
+            protos_dot_v1_dot_federation__pb2.RevokeAdministratorRequest.SerializeToString,
+            protos_dot_v1_dot_federation__pb2.Administrator.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class EnrolmentStub:
-    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    """How a device, or an administrator, gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
     refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
     """
 
@@ -865,7 +996,7 @@ class EnrolmentStub:
 
 
 class EnrolmentServicer:
-    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    """How a device, or an administrator, gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
     refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
     """
 
@@ -917,7 +1048,7 @@ def add_EnrolmentServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Enrolment:
-    """How a device gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
+    """How a device, or an administrator, gets its certificate, and the next one. Without identities (edgetune coordinator init) every call here is
     refused. Authority and Enroll are called on the enrolment port, over TLS without a client's certificate.
     """
 

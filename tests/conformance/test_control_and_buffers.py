@@ -78,7 +78,20 @@ def test_a_paused_run_hands_nothing_out_and_its_deadline_stands_still_but_update
         assert (await task_of(ledger, "d2")).deadline_s == pytest.approx(6.0)
         assert ((await ledger.status("run")).state, (await ledger.status("run")).detail) == ("running", "")
         clock.pass_s(7)
-        assert await ledger.tick() == ["run"]
+        assert [name for name, _ in await ledger.tick()] == ["run"]
+
+    play(ledgers, scene)
+
+
+def test_a_round_that_was_overdue_when_its_run_was_paused_takes_no_more_updates_and_ends(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec(cohort=ROUNDS))
+        task = await task_of(ledger, "d1")
+        clock.pass_s(11)
+        await ledger.control("run", "pause", "")
+        assert await refusal(ledger.accept(contribution(task, "d1"))) is Reason.ROUND_CLOSED
+        assert [name for name, _ in await ledger.tick()] == ["run"]
+        assert ((await ledger.status("run")).attempt, (await ledger.status("run")).state) == (2, "paused")
 
     play(ledgers, scene)
 
@@ -249,7 +262,7 @@ def test_a_buffer_seals_at_its_deadline_and_below_its_minimum_keeps_what_it_has(
         await give(ledger, "d1")
         under_way = await task_of(ledger, "d2")
         clock.pass_s(11)
-        assert await ledger.tick() == ["run"]
+        assert [name for name, _ in await ledger.tick()] == ["run"]
         assert (await ledger.status("run")).accepted == 1
         assert (await task_of(ledger, "d3")).attempt == 2
         await ledger.accept(contribution(under_way, "d2"))
@@ -267,7 +280,7 @@ def test_an_update_that_comes_between_the_deadline_and_its_notice_still_counts_i
         task = await task_of(ledger, "d1")
         clock.pass_s(11)
         await ledger.accept(contribution(task, "d1"))
-        assert await ledger.tick() == ["run"]
+        assert [name for name, _ in await ledger.tick()] == ["run"]
         [(_, sealed)] = await ledger.sealed()
         assert sealed.accepted == 1
 

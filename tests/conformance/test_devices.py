@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator.identities import Identities
-from coordinator.stores import Ledger, devices, updates
-from coordinator.stores.devices import Device
+from coordinator.stores import Ledger, administrators, devices, updates
+from coordinator.stores.devices import Device, SecondUse
 from tests.conformance.test_stores import (  # noqa: F401  # ledgers is a fixture
     Clock,
     contribution,
@@ -52,7 +52,9 @@ def test_of_many_who_bring_one_token_one_is_enrolled(ledgers: Any) -> None:  # n
             return_exceptions=True,
         )
         assert sum(isinstance(outcome, Device) for outcome in tried) == 1
-        assert len(await do(ledger, devices.every, timed=False)) == 1
+        assert sum(isinstance(outcome, SecondUse) for outcome in tried) == 7
+        (enrolled_,) = await do(ledger, devices.every, timed=False)
+        assert enrolled_.standing == "frozen"
         await other.close()
 
     play(ledgers, scene)
@@ -68,6 +70,72 @@ def test_a_token_expires_by_the_stores_clock_and_a_refusal_does_not_use_it_up(le
         await invited(ledger, "u")
         clock.pass_s(86_401)
         assert await refusal(do(ledger, devices.enroll, "u", "d3", KEY, DAY_US)) is Reason.BAD_TOKEN
+        assert await refusal(do(ledger, devices.enroll, "t", "d4", KEY, DAY_US)) is Reason.BAD_TOKEN
+        assert (await do(ledger, devices.find, "d2", timed=False)).alarm is None  # an old token is no weapon
+
+    play(ledgers, scene)
+
+
+def test_a_frozen_device_gives_nothing_and_gets_nothing_until_it_is_thawed(ledgers: Any) -> None:  # noqa: F811
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await invited(ledger, "t")
+        await do(ledger, devices.enroll, "t", "d1", KEY, DAY_US)
+        mine = contribution(await task_of(ledger, "d1"), "d1")
+        await ledger.accept(mine)
+        who = Identities(ledger, None)  # type: ignore[arg-type]  # what is refused is issued by no authority
+        for name, key in (("d2", "x" * 64), ("d1", "x" * 64), ("d2", KEY)):
+            assert await refusal(who._enroll_device("t", name, key)) is Reason.BAD_TOKEN
+            assert (await ledger.status("run")).accepted == 0
+            for call in (ledger.check(mine), ledger.offer("d1", ()), do(ledger, devices.renew, "d1", DAY_US)):
+                assert await refusal(call) is Reason.FROZEN
+            await who.thaw("d1")
+        again = contribution(await task_of(ledger, "d1"), "d1")
+        await ledger.accept(again)
+        await who._enroll_device("t", "d1", KEY)  # its own repetition is none
+        assert (await ledger.status("run")).accepted == 1
+
+    play(ledgers, scene)
+
+
+def test_a_first_alarm_is_news_and_a_second_is_not(ledgers: Any) -> None:  # noqa: F811
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await enrolled(ledger, "d1")
+        flagged = [await do(ledger, devices.flag, "d1", "two_addresses", timed=False) for _ in range(2)]
+        assert flagged == [True, False]
+        assert (await do(ledger, devices.find, "d1", timed=False)).standing == "active"
+        await revoke(ledger, "d1")
+        await do(ledger, devices.thaw, "d1", timed=False)
+        assert (await do(ledger, devices.find, "d1", timed=False)).standing == "revoked"
+
+    play(ledgers, scene)
+
+
+def test_administrators_come_by_invitation_and_go_by_revocation(ledgers: Any) -> None:  # noqa: F811
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        async def check(name: str, key: str = KEY) -> None:
+            administrators.check(await do(ledger, administrators.find, name, timed=False), name, key)
+
+        await check("admin")
+        assert await refusal(check("bea")) is Reason.NOT_ENROLLED
+        await do(ledger, administrators.invite, "t", "bea", DAY_US)
+        assert await refusal(do(ledger, administrators.enroll, "t", "eve", KEY, DAY_US)) is Reason.BAD_TOKEN
+        for _ in range(2):  # an answer may be lost
+            await do(ledger, administrators.enroll, "t", "bea", KEY, DAY_US)
+        await check("bea")
+        assert await refusal(check("bea", "x" * 64)) is Reason.NOT_ENROLLED
+        await do(ledger, administrators.revoke, "bea")
+        assert await refusal(check("bea")) is Reason.REVOKED
+        for call in (
+            do(ledger, administrators.renew, "bea", KEY, DAY_US),
+            do(ledger, administrators.enroll, "t", "bea", KEY, DAY_US),
+        ):
+            assert await refusal(call) is Reason.REVOKED
+        await do(ledger, administrators.renew, "admin", KEY, DAY_US)
+        await do(ledger, administrators.revoke, "admin")
+        assert await refusal(check("admin")) is Reason.REVOKED
+        assert [one.name for one in await do(ledger, administrators.every, timed=False)] == ["admin", "bea"]
+        assert await refusal(do(ledger, administrators.revoke, "nobody")) is Reason.UNKNOWN_DEVICE
 
     play(ledgers, scene)
 
@@ -225,7 +293,7 @@ def test_an_invitation_whose_commit_was_cut_off_is_made_once(ledgers: Any) -> No
         await invited(ledger, "t")
         await do(ledger, devices.enroll, "t", "d1", KEY, DAY_US)
         await invited(ledger, "t")  # as a ledger does that does not know whether its commit arrived
-        assert await refusal(do(ledger, devices.enroll, "t", "d2", KEY, DAY_US)) is Reason.BAD_TOKEN
+        assert isinstance(await do(ledger, devices.enroll, "t", "d2", KEY, DAY_US), SecondUse)
 
     play(ledgers, scene)
 

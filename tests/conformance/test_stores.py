@@ -270,7 +270,7 @@ def test_an_abandoned_round_refuses_its_updates_and_opens_the_next_attempt(ledge
         await create(ledger, spec(cohort={"goal": 2, "minimum": 2, "deadline_s": 10.0, "max_attempts": 2}))
         late = contribution(await task_of(ledger, "d1"), "d1")
         clock.pass_s(11)
-        assert await ledger.tick() == ["run"]
+        assert [name for name, _ in await ledger.tick()] == ["run"]
         assert await ledger.tick() == []
         assert await refusal(ledger.accept(late)) is Reason.ROUND_CLOSED
         assert (await task_of(ledger, "d1")).attempt == 2

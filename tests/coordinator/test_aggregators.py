@@ -82,19 +82,18 @@ def test_every_aggregator_gives_back_a_lone_update(row: str) -> None:
 def test_every_server_optimizer_moves_along_the_delta_and_keeps_its_state_in_one_vector(row: str) -> None:
     optimizer = spec.build(SERVER_OPTIMIZERS, {"id": row})
     delta = np.array([1, -1, 0.5, -0.5, 0.25, -2, 0], np.float32)
-    adapter, state = np.zeros(SIZE, np.float32), np.zeros(optimizer.state_size(SIZE), np.float32)
-    moved, after = optimizer.apply(adapter, delta, state)
-    assert moved.dtype == after.dtype == np.float32
+    state = np.zeros(optimizer.state_size(SIZE), np.float32)
+    step, after = optimizer.step(delta, state)
+    assert step.dtype == after.dtype == np.float32
     assert after.shape == state.shape
-    assert np.array_equal(np.sign(moved), np.sign(delta))
-    assert not adapter.any()
+    assert np.array_equal(np.sign(step), np.sign(delta))
     assert not state.any()
     assert spec.build(SERVER_OPTIMIZERS, spec.plain(optimizer)) == optimizer
 
 
-def test_plain_average_adds_the_mean_delta() -> None:
-    adapter, delta = np.array([1, 2], np.float32), np.array([0.5, -0.5], np.float32)
-    assert Average().apply(adapter, delta, np.zeros(0, np.float32))[0].tolist() == [1.5, 1.5]
+def test_plain_average_steps_by_the_mean_delta() -> None:
+    delta = np.array([0.5, -0.5], np.float32)
+    assert Average().step(delta, np.zeros(0, np.float32))[0].tolist() == [0.5, -0.5]
 
 
 def test_momentum_follows_its_paper_for_three_rounds() -> None:
@@ -102,7 +101,8 @@ def test_momentum_follows_its_paper_for_three_rounds() -> None:
         row = Momentum(learning_rate=0.7, momentum=0.9, nesterov=nesterov)
         adapter, state, velocity, expected = np.zeros(1, np.float32), np.zeros(1, np.float32), 0.0, 0.0
         for d in (1.0, -0.5, 0.25):
-            adapter, state = row.apply(adapter, np.array([d], np.float32), state)
+            step, state = row.step(np.array([d], np.float32), state)
+            adapter = adapter + step
             velocity = 0.9 * velocity + d
             expected += 0.7 * (d + 0.9 * velocity if nesterov else velocity)
         assert adapter[0] == pytest.approx(expected, rel=1e-5)
@@ -113,7 +113,8 @@ def test_adam_follows_its_paper_for_three_rounds() -> None:
     adapter, state = np.zeros(1, np.float32), np.zeros(2, np.float32)
     m = v = x = 0.0
     for d in (1.0, -0.5, 0.25):
-        adapter, state = row.apply(adapter, np.array([d], np.float32), state)
+        step, state = row.step(np.array([d], np.float32), state)
+        adapter = adapter + step
         m, v = 0.9 * m + 0.1 * d, 0.99 * v + 0.01 * d * d
         x += 0.1 * m / (v**0.5 + 1e-3)
     assert adapter[0] == pytest.approx(x, rel=1e-5)

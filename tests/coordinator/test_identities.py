@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import json
+import socket
 import ssl
 import threading
 import time
@@ -20,9 +23,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator import authority, serve
 from coordinator.authority import Authority
+from edge_client.calls import as_ours
 from edge_client.identity import Identity, enroll
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
+from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.coordinator.test_permissions import METHODS, filled
 from tests.coordinator.test_service import BIG, LAYOUT, created, make, update
 from tests.processes import CoordinatorProcess, administrator, edgetune, identified
@@ -99,7 +104,7 @@ def certificate(
 ) -> tuple[bytes, bytes, bytes]:
     """What somebody with the authority's key could make: a certificate for a fresh key."""
     issuer, key = Authority(coordinator.identity), certificates.new_key()
-    pem = issuer.issue(name, certificates.public_of(key), lifetime_s)
+    pem = issuer.issue("device", name, certificates.public_of(key), lifetime_s)
     return issuer.certificate.encode(), key.encode(), pem.encode()
 
 
@@ -115,9 +120,9 @@ def test_the_handshake_lets_in_only_whom_this_authority_certified(
     public = certificates.public_of(key.decode())
     strangers: dict[str, tuple[bytes, bytes, bytes] | None] = {
         "no certificate": None,
-        "another authority's": (roots, key, other.issue("d1", public, 60.0).encode()),
+        "another authority's": (roots, key, other.issue("device", "d1", public, 60.0).encode()),
         "self-signed": (roots, key, certificates.for_caller("device", "d1", public, key.decode(), 60.0).encode()),
-        "expired": (roots, key, ours.issue("d1", public, -1.0).encode()),
+        "expired": (roots, key, ours.issue("device", "d1", public, -1.0).encode()),
         "the coordinator's own": (roots, ours.server()[0].encode(), ours.server()[1].encode()),
         "a certificate that a device signed": (
             roots, key, certificates.for_caller("admin", "d1", public, key.decode(), 60.0).encode(),
@@ -233,7 +238,7 @@ def test_a_certificate_that_ends_while_its_connection_is_open_ends_its_calls(
     coordinator: CoordinatorProcess, devices: dict[str, Identity]
 ) -> None:
     roots, key, _ = devices["d1"].tls()
-    short = Authority(coordinator.identity).issue("d1", certificates.public_of(key.decode()), 2.0)
+    short = Authority(coordinator.identity).issue("device", "d1", certificates.public_of(key.decode()), 2.0)
     with grpc.secure_channel(coordinator.address, grpc.ssl_channel_credentials(roots, key, short.encode())) as channel:
         call = channel.unary_unary("/edgetune.v1.Federation/CheckIn", pb.CheckInRequest.SerializeToString, bytes)
         request = pb.CheckInRequest(device="d1", protocol=1)
@@ -252,7 +257,7 @@ def test_a_token_is_good_once(coordinator: CoordinatorProcess, tmp_path: Path) -
     text = Invitation.parse(invitation(coordinator))
     enroll(text, tmp_path / "one", "once-1")
     assert reason_of(lambda: enroll(text, tmp_path / "two", "once-2")) is Reason.BAD_TOKEN
-    assert reason_of(lambda: enroll(text, tmp_path / "three", "once-1")) is Reason.NAME_TAKEN
+    assert reason_of(lambda: enroll(text, tmp_path / "three", "once-1")) is Reason.BAD_TOKEN
 
 
 def test_a_device_whose_answer_was_lost_may_ask_again(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
@@ -280,6 +285,186 @@ def test_two_who_bring_one_token_at_once_are_one_device(coordinator: Coordinator
         thread.join()
     assert sum(isinstance(o, Identity) for o in outcomes) == 1
     assert outcomes.count(Reason.BAD_TOKEN) == 5
+    assert standing(coordinator, next(o for o in outcomes if isinstance(o, Identity)).certificate.name) == (
+        "frozen", "second_use",
+    )  # fmt: skip
+
+
+def standing(coordinator: CoordinatorProcess, name: str) -> tuple[str, str]:
+    """State and alarm of a device, as administrators see them."""
+    with administrator(coordinator) as admin:
+        return next((device.state, device.alarm) for device in admin.devices() if device.name == name)
+
+
+def test_an_invitation_that_is_brought_again_freezes_its_device_until_somebody_has_looked(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    text = Invitation.parse(invitation(coordinator))
+    identity = enroll(text, tmp_path / "mine", "first")
+    with Connection(coordinator.address, identity=identity) as device, administrator(coordinator) as admin:
+        device.check_in("first", (), 0.0)
+        assert reason_of(lambda: enroll(text, tmp_path / "thief", "second")) is Reason.BAD_TOKEN
+        assert standing(coordinator, "first") == ("frozen", "second_use")
+        time.sleep(1.1)
+        assert reason_of(lambda: device.check_in("first", (), 0.0)) is Reason.FROZEN
+        assert (admin.thaw("first").state, admin.thaw("first").alarm) == ("active", "")
+        device.check_in("first", (), 0.0)
+        listed = edgetune("coordinator", "devices", *coordinator.admin).stdout
+    (_, after) = listed.split("first: active")
+    assert not after.splitlines()[1].startswith("  look at it")
+
+
+def test_of_two_who_bring_one_invitation_to_two_coordinators_of_one_store_one_is_enrolled_and_frozen(
+    tmp_path: Path, postgres_server: Any
+) -> None:
+    made = authority.create(tmp_path / "keys", ["localhost", "127.0.0.1"])
+    store, blobs = postgres_server.fresh(), ("--blobs", str(tmp_path / "blobs"))
+    with (
+        CoordinatorProcess(store, "127.0.0.1:0", *blobs, identity=made.folder) as one,
+        CoordinatorProcess(store, "127.0.0.1:0", *blobs, identity=made.folder) as other,
+    ):
+        text = Invitation.parse(invitation(one))
+        barrier, outcomes = threading.Barrier(4), list[Any]()
+
+        def attempt(n: int) -> None:
+            there = dataclasses.replace(text, address=(one, other)[n % 2].enrolment)
+            barrier.wait()
+            try:
+                outcomes.append(enroll(there, tmp_path / str(n), f"racer-{n}").certificate.name)
+            except Refused as refused:
+                outcomes.append(refused.reason)
+
+        threads = [threading.Thread(target=attempt, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [o for o in outcomes if isinstance(o, str) and o.startswith("racer")]
+        assert len(winners) == 1 and outcomes.count(Reason.BAD_TOKEN) == 3
+        assert standing(other, winners[0]) == ("frozen", "second_use")
+
+
+def test_one_certificate_from_two_addresses_at_once_is_flagged_and_goes_on(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    """All of 127.0.0.0/8 is this machine: a call can come from any of it."""
+    identity = enrolled(coordinator, tmp_path, "twice")
+    credentials = grpc.ssl_channel_credentials(*identity.tls())
+    port = coordinator.address.rpartition(":")[2]
+
+    def call(come_from: str) -> None:
+        with socket.create_connection(("127.0.0.1", int(port)), source_address=(come_from, 0)):
+            pass  # is the address ours?
+        with Through(come_from, coordinator.address) as address:
+            target = [("grpc.ssl_target_name_override", "localhost")]
+            with grpc.secure_channel(address, credentials, target) as channel:
+                method = channel.unary_unary("/edgetune.v1.Federation/CheckIn", pb.CheckInRequest.SerializeToString)
+                method(pb.CheckInRequest(device="twice", protocol=1), timeout=5)
+
+    for where in ("127.0.0.2", "127.0.0.2", "127.0.0.3"):
+        call(where)
+    assert standing(coordinator, "twice") == ("active", "")
+    call("127.0.0.2")
+    assert standing(coordinator, "twice") == ("active", "two_addresses")
+    call("127.0.0.3")  # flagged, not stopped
+    assert "two addresses" in edgetune("coordinator", "devices", *coordinator.admin).stdout
+
+
+class Through:
+    """A port whose bytes reach `to` from another address of this machine."""
+
+    def __init__(self, come_from: str, to: str) -> None:
+        host, _, port = to.rpartition(":")
+        self._from, self._to = come_from, (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        near, _ = self._listener.accept()
+        far = socket.create_connection(self._to, source_address=(self._from, 0))
+        back = threading.Thread(target=_pour, args=(far, near), daemon=True)
+        back.start()
+        _pour(near, far)
+        back.join()
+
+
+def _pour(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 14):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_flood_on_the_enrolment_port_is_told_to_wait_and_how_long(tmp_path: Path) -> None:
+    with identified(tmp_path / "store") as flooded:
+        roots = Authority(flooded.identity).certificate.encode()
+        with grpc.secure_channel(flooded.enrolment, grpc.ssl_channel_credentials(roots)) as channel:
+            stub = pb_grpc.EnrolmentStub(channel)  # type: ignore[no-untyped-call]  # generated code
+            codes = list[Any]()
+            for _ in range(80):
+                try:
+                    stub.Authority(pb.AuthorityRequest(), timeout=5)
+                except grpc.RpcError as error:
+                    codes.append((error.code(), as_ours(error)))
+        assert len(codes) >= 10
+        assert {code for code, _ in codes} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all(ours.reason is Reason.TOO_OFTEN and 0 < ours.retry_after_s <= 20 for _, ours in codes)
+        enrolled(flooded, tmp_path / "d", "patient")  # asks again by itself, and gets in
+
+
+# Administrators.
+
+
+def test_a_second_administrator_is_invited_renewed_and_revoked(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
+    invited = edgetune("coordinator", "invite", "--administrator", "bea", "--json", *coordinator.admin)
+    text = json.loads(invited.stdout)["invitation"]
+    done = edgetune("coordinator", "enroll", text, "--name", "bea", "--identity", tmp_path / "bea")
+    assert done.returncode == 0, done.stderr
+    bea = Identity.read(tmp_path / "bea")
+    assert bea.certificate.role == "admin" and bea.certificate.not_after - time.time() < 91 * 86_400
+    again = edgetune("coordinator", "enroll", text, "--name", "bea", "--identity", tmp_path / "bea")
+    assert again.returncode == 2 and "already" in again.stderr
+    with Connection(coordinator.address, identity=bea) as second, administrator(coordinator) as first:
+        first_end = bea.certificate.not_after
+        time.sleep(1.1)
+        bea.certificate = dataclasses.replace(bea.certificate, not_before=0.0)  # half of its life is over
+        assert [one.name for one in second.administrators()] == ["bea"]
+        assert bea.certificate.not_after > first_end and Identity.read(tmp_path / "bea").certificate == bea.certificate
+        assert reason_of(lambda: second.revoke_administrator("bea")) is Reason.BAD_REQUEST
+        assert first.revoke_administrator("bea").state == "revoked"
+        time.sleep(1.1)
+        assert reason_of(second.runs) is Reason.REVOKED
+        assert reason_of(lambda: first.invite_administrator("bea", 60.0)) is Reason.NAME_TAKEN
+
+
+def test_an_administrators_invitation_is_for_its_name_and_its_second_use_revokes(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    with administrator(coordinator) as admin:
+        text = Invitation.parse(admin.invite_administrator("cy", 60.0)[0])
+        assert reason_of(lambda: enroll(text, tmp_path / "x", "eve")) is Reason.BAD_TOKEN
+        cy = enroll(text, tmp_path / "cy", "cy")
+        with Connection(coordinator.address, identity=cy) as second:
+            second.runs()
+            assert reason_of(lambda: enroll(text, tmp_path / "y", "cy")) is Reason.BAD_TOKEN
+            time.sleep(1.1)
+            assert reason_of(second.runs) is Reason.REVOKED
+
+
+def test_the_first_administrator_can_be_revoked_by_another(tmp_path: Path) -> None:
+    with identified(tmp_path / "store") as coordinator, administrator(coordinator) as first:
+        bea = enroll(Invitation.parse(first.invite_administrator("bea", 60.0)[0]), tmp_path / "bea", "bea")
+        with Connection(coordinator.address, identity=bea) as second:
+            assert second.revoke_administrator("admin").state == "revoked"
+            time.sleep(1.1)
+            assert reason_of(first.runs) is Reason.REVOKED
+            assert second.runs() == []
 
 
 def test_an_expired_token_and_an_invented_one_are_refused(coordinator: CoordinatorProcess, tmp_path: Path) -> None:

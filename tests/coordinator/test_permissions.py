@@ -46,7 +46,7 @@ def test_administration_is_for_administrators_and_work_for_devices(method: str) 
     as_admin = reason(lambda: check_method(method, caller("admin")))
     if method.startswith("/edgetune.v1.Administration/"):
         assert (as_device, as_admin) == (Reason.NOT_ALLOWED, None)
-    elif method.rpartition("/")[2] in {"CheckIn", "Submit", "Commit", "Leave", "Renew"}:
+    elif method.rpartition("/")[2] in {"CheckIn", "Submit", "Commit", "Leave"}:
         assert (as_device, as_admin) == (None, Reason.NOT_ALLOWED)
 
 
@@ -91,5 +91,6 @@ def test_the_messages_that_name_a_device_are_found() -> None:
         "Commit",
         "Leave",
         "Revoke",
+        "Thaw",
         "Enroll",
     }

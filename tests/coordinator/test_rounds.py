@@ -140,6 +140,13 @@ def test_a_paused_round_asks_nobody_takes_what_is_under_way_and_does_not_age() -
     assert (taken.accepted, step(taken, Resume(), 100 * SECOND).deadline_us) == (1, 106 * SECOND)
 
 
+def test_a_pause_saves_no_round_that_was_overdue_before() -> None:
+    state = step(play(opened(), Offer()), Pause(), 11 * SECOND)
+    with pytest.raises(Refused):
+        step(state, Accept(), 12 * SECOND)
+    assert step(state, Tick(), 12 * SECOND).state == "abandoned"
+
+
 def test_a_pause_before_the_first_offer_leaves_the_deadline_to_that_offer() -> None:
     state = step(step(opened(), Pause(), 1), Resume(), 50 * SECOND)
     assert step(state, Offer(), 60 * SECOND).deadline_us == 70 * SECOND

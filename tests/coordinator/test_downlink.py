@@ -1,0 +1,307 @@
+"""Releases as coded deltas: both ends hold the same adapter bit for bit, a late device gets the cheaper of two ways there."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from coordinator import publish
+from coordinator.publish import Rules
+from coordinator.stores import Store
+from coordinator.stores.memory import MemoryBlobs
+from coordinator.stores.sqlite import SqliteLedger
+from coordinator.verify import verify
+from edge_client.releases import Releases
+from edge_client.transport import Connection, Fetched
+from tests.conformance import test_stores as stores
+from tests.coordinator.test_publish import contribution
+from tests.coordinator.test_service import LAYOUT, make, named
+from tests.processes import CoordinatorProcess
+from wire import spec
+from wire.codecs.chain import HEADER_BYTES
+from wire.delta import Delta, Layout, Vector
+from wire.errors import PayloadError, SpecError
+from wire.messages import ReleaseManifest, Task
+from wire.run_spec import RunSpec
+
+OPTIMIZERS: list[dict[str, Any]] = [{"id": "average"}, {"id": "momentum"}, {"id": "adam", "epsilon": 0.1}]
+ZERO = np.zeros(LAYOUT.size, np.float32)
+
+
+def mean_of_round(number: int, layout: Layout = LAYOUT) -> Vector:
+    """What round `number` learns, in multiples of 2^-24: a part that stays and a part that does not, from integers alone."""
+    at = np.arange(layout.size, dtype=np.int64)
+    fixed, passing = (at * 7919) % 997, (at * 104729 + number * 1299709) % 1009
+    return ((40 * (fixed - 498) + 160 * (passing - 504)) * 2.0**-24).astype(np.float32)
+
+
+def payload_of(by: Rules, vector: Vector) -> bytes:
+    assert by.codec is not None
+    return by.codec.encode(Delta(by.layout, vector), by.codec.init(by.layout))[0]
+
+
+def published(by: Rules, rounds: int, blobs: MemoryBlobs) -> list[ReleaseManifest]:
+    """Releases 0 to `rounds`, each of one lossless update."""
+    releases = [publish.initial(by.spec, by.layout, blobs.put(bytes(4 * by.layout.size)))]
+    for number in range(1, rounds + 1):
+        payload = payload_of(by, mean_of_round(number))
+        blobs.put(payload)
+        accepted = dataclasses.replace(contribution("d1", number, 0, payload), staleness=None)
+        made = publish.combine(by, releases[-1], [accepted], blobs)
+        assert {blobs.put(blob) for blob in made.blobs} == set(made.release.blobs)
+        releases.append(made.release)
+    return releases
+
+
+def rules(**changes: Any) -> Rules:
+    return publish.rules(make("coded", **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes), LAYOUT)
+
+
+def stored(blobs: MemoryBlobs, digest: str | None) -> Vector:
+    return publish.vector(blobs.get(digest or ""), LAYOUT.size)
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int4", "top_k_int4", "top_k_int4_5"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[row["id"] for row in OPTIMIZERS])
+def test_adapter_and_residual_together_walk_as_they_would_uncoded(codec: str, optimizer: dict[str, Any]) -> None:
+    coded = rules(downlink={"codec": codec}, server_optimizer=optimizer)
+    plain, blobs = rules(downlink=None, server_optimizer=optimizer), MemoryBlobs()
+    last, wanted = published(coded, 40, blobs)[-1], published(plain, 40, blobs)[-1]
+    assert last.optimizer_state == wanted.optimizer_state, "the optimizer never sees what the codec loses"
+    adapter, residual, exact = stored(blobs, last.adapter), stored(blobs, last.residual), stored(blobs, wanted.adapter)
+    np.testing.assert_allclose(adapter + residual, exact, atol=1e-6 + 1e-6 * np.abs(exact).max())
+    assert np.abs(residual).max() < 0.5 * np.abs(exact).max()
+    assert (codec == "float32") == (not residual.any())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[row["id"] for row in OPTIMIZERS])
+def test_without_a_downlink_a_release_is_the_adapter_plus_the_step(optimizer: dict[str, Any]) -> None:
+    by, blobs = rules(downlink=None, server_optimizer=optimizer), MemoryBlobs()
+    adapter, state = ZERO, np.zeros(by.optimizer.state_size(LAYOUT.size), np.float32)
+    for number, release in enumerate(published(by, 3, blobs)[1:], 1):
+        step, state = by.optimizer.step(mean_of_round(number), state)
+        adapter = adapter + step
+        assert stored(blobs, release.adapter).tobytes() == adapter.tobytes()
+        assert (release.delta, release.residual, release.trail) == (None, None, None)
+
+
+def test_a_decay_forgets_what_was_not_sent() -> None:
+    owed = []
+    for decay in (0.0, 0.5, 1.0):
+        blobs = MemoryBlobs()
+        releases = published(rules(downlink={"codec": "top_k_int4_5", "decay": decay}), 20, blobs)
+        owed.append(float(np.abs(stored(blobs, releases[-1].residual)).sum()))
+    assert owed[0] < owed[1] < owed[2]
+
+
+def test_a_coded_release_is_golden_for_ever() -> None:
+    last = published(rules(rounds=3, server_optimizer={"id": "momentum"}), 3, MemoryBlobs())[-1]
+    assert [digest[:12] for digest in last.blobs] == GOLDEN_BLOBS
+    assert (last.digest[:16], (last.trail or "")[:16]) == GOLDEN_NAMES
+
+
+GOLDEN_BLOBS = ["96428f1fec31", "d4c24127fc42", "a1e36807668b", "77713df522aa"]
+GOLDEN_NAMES = ("5b87be42ce597aa5", "eef3280c0985062a")
+
+
+def test_a_run_of_scalars_alone_takes_no_downlink() -> None:
+    with pytest.raises(SpecError, match="downlink"):
+        rules(codec=None, directions={"count": 4})
+
+
+@pytest.mark.parametrize(
+    ("downlink", "said"),
+    [
+        ({"codec": "int2"}, "downlink.codec: unknown name 'int2'"),
+        ({"codec": "int4", "longest_chain": 17}, "longest_chain must lie between 1 and 16"),
+        ({"codec": "int4", "longest_chain": 0}, "longest_chain must lie between 1 and 16"),
+        ({"codec": "int4", "decay": 1.5}, "decay"),
+        ({}, "missing key 'codec'"),
+    ],
+)
+def test_a_downlink_that_cannot_be_is_refused_by_what_is_wrong_with_it(downlink: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make("wrong", downlink=downlink)
+
+
+# From here on a real coordinator answers.
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorProcess]:
+    with CoordinatorProcess(tmp_path_factory.mktemp("store")) as process:
+        yield process
+
+
+@pytest.fixture
+def connection(coordinator: CoordinatorProcess) -> Iterator[Connection]:
+    with Connection(coordinator.address) as opened:
+        yield opened
+
+
+def started(connection: Connection, name: str, **changes: Any) -> RunSpec:
+    run = make(name, **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes)
+    connection.create_run(run, LAYOUT, ZERO)
+    return run
+
+
+def play(connection: Connection, run: RunSpec, rounds: int) -> None:
+    """So many more rounds, of one update each."""
+    by = publish.rules(run, LAYOUT)
+    for _ in range(rounds):
+        task = connection.check_in("d1", (run.name,), 20.0)
+        assert isinstance(task, Task) and task.kind == "train"
+        payload = payload_of(by, mean_of_round(task.round))
+        connection.send(named(task, payload), payload)
+    assert isinstance(connection.check_in("d1", (run.name,), 20.0), Task)
+
+
+def whole(connection: Connection, run: RunSpec, version: int | None = None) -> Fetched:
+    return connection.release(run.name, 4 * LAYOUT.size, version)
+
+
+@pytest.mark.parametrize(
+    ("codec", "optimizer"),
+    [("int4", OPTIMIZERS[0]), ("top_k_int4_5", OPTIMIZERS[1]), ("float16", OPTIMIZERS[2])],
+    ids=["int4", "top_k", "float16"],
+)
+def test_over_forty_releases_every_device_holds_the_coordinators_bits_by_the_cheaper_way(
+    connection: Connection, codec: str, optimizer: dict[str, Any]
+) -> None:
+    run = started(connection, f"forty-{codec}".replace("_", "-"), downlink={"codec": codec}, server_optimizer=optimizer)
+    devices = {gap: Releases() for gap in (1, 2, 5, 16, 17)}
+    sizes: list[int] = []
+    for version in range(1, 41):
+        play(connection, run, 1)
+        sizes.append(len(connection.release(run.name, 4 * LAYOUT.size, version, version - 1).data))
+        adapter = whole(connection, run).data
+        for gap, device in devices.items():
+            if version % gap == 0:
+                held = device.fetch(connection, run, LAYOUT, ZERO, version)
+                assert held.trajectory.adapter.tobytes() == adapter
+                chain = sum(sizes[-gap:]) if gap <= 16 else 4 * LAYOUT.size
+                assert held.bytes == min(chain, 4 * LAYOUT.size)
+    again = devices[1].fetch(connection, run, LAYOUT, ZERO)
+    assert again.bytes == 0 and again.trajectory.adapter.tobytes() == adapter
+    earlier = devices[1].fetch(connection, run, LAYOUT, ZERO, 12)
+    assert earlier.trajectory.adapter.tobytes() == whole(connection, run, 12).data
+
+
+class Hostile:
+    """A coordinator whose first answers `change`; `asked` are the versions that the device said it held."""
+
+    def __init__(self, connection: Connection, calls: int, change: Callable[[Fetched], Fetched]) -> None:
+        self._connection, self._left, self._change = connection, calls, change
+        self.asked: list[int | None] = []
+
+    def release(self, run: str, limit: int, version: int | None, after: int | None = None) -> Fetched:
+        self.asked.append(after)
+        fetched = self._connection.release(run, limit, version, after)
+        self._left -= 1
+        return fetched if self._left < 0 else self._change(fetched)
+
+
+def flipped(fetched: Fetched) -> Fetched:
+    data = bytearray(fetched.data)
+    data[-1] ^= 1
+    return dataclasses.replace(fetched, data=memoryview(data))
+
+
+def test_a_damaged_delta_is_not_decoded_and_the_adapter_is_fetched_instead(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(connection, "damaged")
+    play(connection, run, 3)
+    hostile = Hostile(connection, 1, flipped)
+    with monkeypatch.context() as patch:
+        patch.setattr("wire.codecs.chain.Chain.decode", lambda *_: pytest.fail("decoded before its digest was checked"))
+        held = Releases().fetch(hostile, run, LAYOUT, ZERO)  # type: ignore[arg-type]
+    assert hostile.asked == [0, None]
+    assert held.trajectory.adapter.tobytes() == whole(connection, run).data
+    assert held.bytes > 4 * LAYOUT.size, "both answers were paid for"
+
+
+def test_a_damaged_adapter_is_an_error(connection: Connection) -> None:
+    run = started(connection, "damaged-twice")
+    play(connection, run, 2)
+    with pytest.raises(PayloadError):
+        Releases().fetch(Hostile(connection, 2, flipped), run, LAYOUT, ZERO)  # type: ignore[arg-type]
+
+
+def test_a_device_that_starts_from_another_release_gets_the_adapter(connection: Connection) -> None:
+    run = started(connection, "elsewhere")
+    play(connection, run, 2)
+    held = Releases().fetch(connection, run, LAYOUT, ZERO + np.float32(1e-3))
+    assert held.trajectory.adapter.tobytes() == whole(connection, run).data
+
+
+def test_a_chain_longer_than_the_run_allows_is_not_walked(connection: Connection) -> None:
+    run = started(connection, "short", downlink={"codec": "top_k_int4_5", "longest_chain": 2})
+    play(connection, run, 3)
+    assert connection.release(run.name, 4 * LAYOUT.size, 3, 0).sizes == ()
+    assert len(connection.release(run.name, 4 * LAYOUT.size, 3, 1).sizes) == 2
+    links = [connection.release(run.name, 4 * LAYOUT.size, v, v - 1).data for v in (1, 2, 3)]
+
+    def stretched(fetched: Fetched) -> Fetched:
+        return Fetched(fetched.release, memoryview(b"".join(links)), tuple(map(len, links)))
+
+    hostile = Hostile(connection, 1, stretched)
+    held = Releases().fetch(hostile, run, LAYOUT, ZERO)  # type: ignore[arg-type]
+    assert hostile.asked == [0, None] and held.trajectory.adapter.tobytes() == whole(connection, run).data
+
+
+def rewritten(payload: bytes) -> bytes:
+    """The same bytes as `payload`, which ends in a zstd stage, not compressed where they were and compressed where not."""
+    head, body = payload[:HEADER_BYTES], payload[HEADER_BYTES:]
+    if body[0]:
+        return head + b"\0" + zstandard.decompress(body[1:])
+    return head + b"\1" + zstandard.compress(body[1:])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("same", None), ("rewritten", None), ("other", "not what the downlink's codec")]
+)
+def test_verify_asks_what_a_delta_means_and_not_how_it_is_written(how: str, said: str | None, tmp_path: Path) -> None:
+    layout = stores.LAYOUT
+
+    async def check() -> tuple[str | None, str | None]:
+        store = Store(SqliteLedger(tmp_path), MemoryBlobs())
+        run = stores.spec(cohort={"goal": 1}, downlink={"codec": "int4"})
+        by = publish.rules(run, layout)
+        first = publish.initial(run, layout, store.blobs.put(bytes(4 * layout.size)))
+        await store.ledger.create_run(run, layout, first)
+        payload = payload_of(by, np.linspace(-1, 1, layout.size, dtype=np.float32))
+        task, digest = await stores.task_of(store.ledger, "d1"), store.blobs.put(payload)
+        mine = stores.contribution(task, "d1", digest, size=len(payload))
+        await store.ledger.accept(mine)
+        [(_, sealed)] = await store.ledger.sealed()
+        honest = publish.combine(by, first, [mine], store.blobs)
+        [delta] = [bytes(blob) for blob in honest.blobs if spec.bytes_digest(blob) == honest.release.delta]
+        other = dataclasses.replace(by, codec=by.downlink)
+        deltas = {
+            "same": delta,
+            "rewritten": rewritten(delta),
+            "other": payload_of(other, np.full(layout.size, 0.1, np.float32)),
+        }
+        made = publish.combine(by, first, [mine], store.blobs, deltas[how])
+        for blob in made.blobs:
+            store.blobs.put(blob)
+        assert await store.ledger.publish(run.name, sealed, made.release)
+        assert (made.release == honest.release) == (how == "same")
+        assert set(made.release.blobs) < await store.ledger.named_blobs(), "what gc spares"
+        fault = (await verify(store, run.name))[1].fault
+        store.blobs.delete(made.release.residual or "")
+        gone = (await verify(store, run.name))[1].fault
+        await store.ledger.close()
+        return fault, gone
+
+    fault, gone = asyncio.run(check())
+    assert (fault is None) == (said is None) and (said or "") in (fault or "")
+    assert gone is not None
