@@ -97,12 +97,13 @@ async def close(
 
 
 async def hear_others(store: Store, changed: Bell, work: Bell) -> None:
-    """For ever: ring both bells when another process of the same store has changed something."""
+    """For ever: ring when another process of the same store has changed something, `work` if devices may have to do now."""
     while True:
         try:
-            async for _ in store.ledger.others():
+            async for may_be_work in store.ledger.others():
                 changed.ring()
-                work.ring()
+                if may_be_work:
+                    work.ring()
         except Refused as error:
             if error.reason not in PASSING:
                 raise

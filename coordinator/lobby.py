@@ -28,10 +28,10 @@ class Lobby:
         self._returns: list[float] = []
         self.held = 0
 
-    async def ask(self, device: str, runs: tuple[str, ...]) -> Offers:
+    async def ask(self, ask: Ask) -> Offers:
         """As `Ledger.offer`, together with whoever else asks now."""
         answer: asyncio.Future[Offers] = asyncio.get_running_loop().create_future()
-        self._asking.append((Ask(device, runs), answer))
+        self._asking.append((ask, answer))
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
         return await answer

@@ -10,6 +10,7 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
+from coordinator.stores import Ask
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -35,11 +36,12 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
+        ask = Ask(request.device, tuple(request.runs), request.edition or 1)
         lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
         until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
         while True:
             ticket = self._core.work.ticket()
-            offers = await lobby.ask(request.device, tuple(request.runs))
+            offers = await lobby.ask(ask)
             if offers.task is not None:
                 self._core.changed.ring()
                 return pb.CheckInReply(task=offers.task.to_proto())

@@ -39,7 +39,9 @@ class Connection(Administration):
 
     def check_in(self, device: str, runs: tuple[str, ...], wait_s: float) -> Task | Wait | Finished:
         """A task, or none after `wait_s`, or the word that every run asked for has ended."""
-        request = pb.CheckInRequest(device=device, runs=runs, wait_s=wait_s, protocol=PROTOCOL)
+        request = pb.CheckInRequest(
+            device=device, runs=runs, wait_s=wait_s, protocol=PROTOCOL, edition=run_spec.EDITION
+        )
         reply = self._unary(self._devices.CheckIn, request, CALL_S + wait_s)
         match reply.WhichOneof("answer"):
             case "task":

@@ -22,8 +22,8 @@ from edge_client.transport import Connection
 START_S = 30.0
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "edgetune", *map(str, arguments)]
+def command(*arguments: str | Path, program: str = "edgetune") -> list[str]:
+    return [sys.executable, "-m", program, *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -42,12 +42,13 @@ class CoordinatorProcess:
         listen: str = "127.0.0.1:0",
         *more: str,
         identity: Path | None = None,
+        program: str = "edgetune",
         log: Path | None = None,
     ) -> None:
         self.store, self.folder = store, identity
         more = more if identity is None else ("--identity", str(identity), *more)
         self.replicas: dict[int, int] = {}
-        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more)
+        line = command("coordinator", "serve", "--store", store, "--listen", listen, "--json", *more, program=program)
         with ExitStack() as files:
             err = files.enter_context(log.open("a")) if log else None
             self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True, env=environment())
@@ -112,12 +113,12 @@ def administrator(coordinator: CoordinatorProcess) -> Connection:
     return Connection(coordinator.address, identity=Identity.read(coordinator.identity / "admin"))
 
 
-def start_client(address: str, data: Path, state: Path, *more: str, name: str) -> subprocess.Popen[str]:
-    line = command(
-        "client", "join", "--coordinator", address, "--data", data, "--state", state, "--name", name, "--json"
-    )
+def start_client(
+    address: str, data: Path, state: Path, *more: str, name: str, program: str = "edgetune"
+) -> subprocess.Popen[str]:
+    where = ("--coordinator", address, "--data", data, "--state", state, "--name", name)
     return subprocess.Popen(
-        [*line, *more],
+        command("client", "join", *where, "--json", *more, program=program),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -103,6 +103,9 @@ CONTRACT: Mapping[Reason, Rule] = {
         "INVALID_ARGUMENT", Action.ASK, "signed by another key than it should be, or not at all"
     ),
     Reason.ROLLED_BACK: Rule("FAILED_PRECONDITION", Action.ASK, "a release older than one that the device has seen"),
+    Reason.TOO_OLD: Rule(
+        "FAILED_PRECONDITION", Action.ASK, "the run asks for more than the client's program knows; says what to install"
+    ),
 }
 """Every reason has a row; a test walks the enum."""
 

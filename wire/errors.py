@@ -125,6 +125,7 @@ class Reason(enum.StrEnum):
     UNKNOWN_DEVICE = "UNKNOWN_DEVICE"
     BAD_SIGNATURE = "BAD_SIGNATURE"
     ROLLED_BACK = "ROLLED_BACK"
+    TOO_OLD = "TOO_OLD"
 
 
 class Refused(RemoteError):

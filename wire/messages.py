@@ -322,4 +322,4 @@ class RunStatus:
 
     @classmethod
     def from_proto(cls, message: pb.RunStatus) -> RunStatus:
-        return spec.parse(cls, json.loads(message.status_json), "status")
+        return spec.told(cls, json.loads(message.status_json), "status")

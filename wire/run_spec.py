@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,14 @@ from wire.spec import Plain
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+EDITION = 2
+"""The newest edition of run specs that this program reads; a client says it when it asks for work. A field that a released
+program does not know gets `metadata=spec.since(N)`, and a row is left out of `FIRST`."""
+FIRST = frozenset(
+    {"lora", "ferret", "mezo", "kseed", "decomfl", "hiso", "lora_sb", "norms", "adamw", "sgd"}
+    | {"float32", "float16", "blockwise", "top_k", "rice", "error_feedback", "pack", "zstd"}
+)
+"""The rows of methods, adapters and codecs that programs of edition 1 have; all others are of the second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +154,8 @@ class RunSpec:
     server_optimizer: Plain = dataclasses.field(default_factory=lambda: {"id": "average"})
     evaluation: Evaluation = Evaluation()
     seed: int = 0
-    forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
-    directions: Directions | None = dataclasses.field(default=None, metadata=spec.LATER)
+    forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.since(1))
+    directions: Directions | None = dataclasses.field(default=None, metadata=spec.since(1))
     downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
@@ -164,9 +172,22 @@ class RunSpec:
     def digest(self) -> str:
         return spec.digest(self)
 
+    @property
+    def edition(self) -> int:
+        """The earliest edition that can say this run: programs that know only earlier ones cannot take part in it."""
+        rows = _ids([self.method, self.forward_method, self.codec])
+        return max(spec.edition(self), 1 if FIRST.issuperset(rows) else 2)
+
     def chain(self) -> chain.Chain | None:
         """The codec of deltas, None for a run that admits none. Raises SpecError."""
         return None if self.codec is None else chain.codec(self.codec)
+
+
+def _ids(plain: Any) -> set[str]:
+    """The rows that plain tables name, those inside of others included."""
+    if isinstance(plain, Mapping):
+        return {plain["id"]}.union(*map(_ids, plain.values())) if "id" in plain else set()
+    return set[str]().union(*map(_ids, plain)) if isinstance(plain, list | tuple) else set()
 
 
 def parse(table: Any, where: str = "run spec") -> RunSpec:

@@ -41,6 +41,23 @@ def build(table: Table, spec: Mapping[str, Any], where: str = "spec") -> Any:
     return parse(cls, {k: v for k, v in spec.items() if k != "id"}, where)
 
 
+def told(cls: type[T], table: Any, where: str) -> T:
+    """As `parse`, of what another program tells and nothing is named by: keys that it has and this one does not know are
+    passed over, as in a protobuf message."""
+    return parse(cls, _known(cls, table), where)
+
+
+def _known(kind: Any, value: Any) -> Any:
+    """`value` without the keys that the dataclasses of its annotation do not have."""
+    inner = next((arg for arg in typing.get_args(kind) if dataclasses.is_dataclass(arg)), kind)
+    if isinstance(value, list):
+        return [_known(inner, each) for each in value]
+    if not dataclasses.is_dataclass(inner) or not isinstance(value, Mapping):
+        return value
+    hints = typing.get_type_hints(inner)
+    return {key: _known(hints[key], each) for key, each in value.items() if key in hints}
+
+
 def parse(cls: type[T], spec: Mapping[str, Any], where: str) -> T:
     """A dataclass from a plain table: unknown keys, missing keys and values of another type raise SpecError."""
     if not isinstance(spec, Mapping):
@@ -108,9 +125,26 @@ def _checked(good: bool, value: Any, where: str, expected: str) -> Any:
     return value
 
 
-LATER: Mapping[str, bool] = {"later": True}
-"""Metadata of a field that was added later: while it is None it is absent from the plain form, so that whatever was named by
-a digest before keeps its name."""
+def since(edition: int) -> Mapping[str, int]:
+    """Metadata of a field that an edition of its form added: while it is None it is absent from the plain form, so that
+    whatever was named by a digest before keeps its name, and programs that know an earlier edition read it."""
+    return {"since": edition}
+
+
+LATER = since(2)
+"""Of a field that came with the newest edition."""
+
+
+def edition(row: Any) -> int:
+    """The earliest edition that can say what a dataclass says, those in its fields included.
+
+    >>> edition(1)
+    1
+    """
+    if not dataclasses.is_dataclass(row):
+        return 1
+    said = [field for field in dataclasses.fields(row) if field.init and _said(row, field)]
+    return max([1, *(max(int(f.metadata.get("since", 1)), edition(getattr(row, f.name))) for f in said)])
 
 
 def plain(row: Any) -> Any:
@@ -127,7 +161,7 @@ def plain(row: Any) -> Any:
 
 
 def _said(row: Any, field: Any) -> bool:
-    return not ("later" in field.metadata and getattr(row, field.name) is None)
+    return not ("since" in field.metadata and getattr(row, field.name) is None)
 
 
 def canonical(value: Any) -> bytes:

@@ -19,7 +19,7 @@ from wire import spec
 from wire.delta import Layout
 from wire.errors import EdgetuneError, Reason, UserError
 from wire.messages import Contribution, Control, Receipt, ReleaseManifest, RunStatus, Task
-from wire.run_spec import RunSpec
+from wire.run_spec import EDITION, RunSpec
 
 T = TypeVar("T")
 
@@ -35,10 +35,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """A device that asks for work in `runs`, in this order; in any, if empty."""
+    """A device that asks for work in `runs`, in this order; in any, if empty. Its program reads run specs up to `edition`."""
 
     device: str
     runs: tuple[str, ...]
+    edition: int = EDITION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Ledger(Protocol):
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
         """A task of the first of `runs` (all, if empty) that has one for `device`. A device that asks again while its
-        task is open gets the same task again."""
+        task is open gets the same task again. TOO_OLD for one that can read none of them."""
 
     async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
         """As `offer` for each, in one transaction; where a round wants fewer than ask, it takes them by lot. What `offer`
@@ -125,8 +126,9 @@ class Ledger(Protocol):
     async def look(self, work: Callable[[Connection, int], T]) -> T:
         """As `transact`, for work that reads only."""
 
-    def others(self) -> AsyncIterator[None]:
-        """For ever: yields soon after another process has changed something, and now and then without cause."""
+    def others(self) -> AsyncIterator[bool]:
+        """For ever: yields soon after another process has changed something, and now and then without cause. True if there
+        may be new work for devices that wait: most changes are none, and there may be many who wait."""
 
     async def close(self) -> None:
         """Finish what is under way and release the store."""

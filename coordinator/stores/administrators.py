@@ -33,7 +33,7 @@ def invite(db: Connection, token_hash: str, name: str, lifetime_us: int, now_us:
         raise Refused(Reason.NAME_TAKEN, f"{name} is or was an administrator; choose another name")
     expires_us = now_us + lifetime_us
     db.execute(
-        "INSERT INTO administrator_tokens VALUES (?, ?, ?, NULL) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO administrator_tokens (hash, name, expires_us) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING",
         (token_hash, name, expires_us),
     )
     return expires_us

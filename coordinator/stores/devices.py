@@ -58,12 +58,12 @@ class SecondUse:
 
 def invite(db: Connection, token_hash: str, owner: str, quota: int | None, lifetime_us: int, now_us: int) -> int:
     """Keep a token's hash; when it expires. A given quota holds for the owner from now on."""
-    db.execute("INSERT INTO owners VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (owner, FIRST_QUOTA))
+    db.execute("INSERT INTO owners (name, quota) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (owner, FIRST_QUOTA))
     if quota is not None:
         db.execute("UPDATE owners SET quota = ? WHERE name = ?", (quota, owner))
     expires_us = now_us + lifetime_us
     db.execute(
-        "INSERT INTO enrolment_tokens VALUES (?, ?, ?, NULL) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO enrolment_tokens (hash, owner, expires_us) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING",
         (token_hash, owner, expires_us),
     )
     return expires_us
@@ -215,7 +215,10 @@ OR EXISTS (SELECT 1 FROM assignments a WHERE a.device = devices.name AND a.run =
 
 
 def keep_signature(db: Connection, release: str, signature: str) -> None:
-    db.execute("INSERT INTO release_signatures VALUES (?, ?) ON CONFLICT (release) DO NOTHING", (release, signature))
+    db.execute(
+        "INSERT INTO release_signatures (release, signature) VALUES (?, ?) ON CONFLICT (release) DO NOTHING",
+        (release, signature),
+    )
 
 
 def signature(db: Connection, release: str) -> str | None:

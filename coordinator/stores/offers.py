@@ -6,35 +6,52 @@ As in `runs.py`, the caller opens and commits; raising undoes everything.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from coordinator import pacing, rounds
 from coordinator.rounds import Round
 from coordinator.stores import Ask, Offers, devices, rows
 from coordinator.stores.connection import Connection
+from wire import run_spec
 from wire.errors import EdgetuneError, Reason, Refused
 from wire.messages import ENDED, Task
 
 
-def offer(db: Connection, device: str, wanted: tuple[str, ...], now_us: int) -> Offers:
-    devices.check_standing(db, device)
-    states = dict(db.execute(f"SELECT name, {rows.STATE} FROM runs ORDER BY created_us, name").fetchall())  # constants
-    if missing := [name for name in wanted if name not in states]:
+def offer(db: Connection, ask: Ask, now_us: int) -> Offers:
+    devices.check_standing(db, ask.device)
+    found = db.execute(
+        f"SELECT name, {rows.STATE}, edition FROM runs ORDER BY created_us, name"
+    ).fetchall()  # constants
+    states, editions = {row[0]: row[1] for row in found}, {row[0]: row[2] for row in found}
+    if missing := [name for name in ask.runs if name not in states]:
         raise Refused(Reason.UNKNOWN_RUN, f"no run named {missing[0]!r}; `edgetune run list` shows them")
-    asked = wanted or tuple(states)
+    asked = ask.runs or tuple(states)
     active = [name for name in asked if states[name] not in ENDED]
     ended = tuple(name for name in asked if states[name] in ENDED)
+    _check_age(ask, {name: editions[name] for name in active})
     for name in active:
-        if task := _offer_in(db, device, name, now_us):
+        readable = editions[name] <= min(ask.edition, run_spec.EDITION)
+        if readable and (task := _offer_in(db, ask.device, name, now_us)):
             return Offers(task, len(active), ended)
     return Offers(None, len(active), ended, _next_work_s(db, active, now_us))
+
+
+def _check_age(ask: Ask, editions: Mapping[str, int]) -> None:
+    """Whoever can read one of the runs may wait for that one; who can read none must hear of it."""
+    if editions and ask.edition < min(editions.values()):
+        name, needed = min(editions.items(), key=lambda item: item[1])
+        raise Refused(
+            Reason.TOO_OLD,
+            f"run {name!r} needs a program that reads edition {needed} of run specs, and this device's reads"
+            f" {ask.edition}: install a newer edgetune there (pip install --upgrade edgetune)",
+        )
 
 
 def offer_together(db: Connection, asks: Sequence[Ask], now_us: int) -> list[Offers | EdgetuneError]:
     answers: list[Offers | EdgetuneError | None] = [None] * len(asks)
     for at in _by_lot(db, asks):
         try:
-            answers[at] = offer(db, asks[at].device, asks[at].runs, now_us)
+            answers[at] = offer(db, asks[at], now_us)
         except Refused as error:  # raised before anything was written
             answers[at] = error
     return [answer for answer in answers if answer is not None]

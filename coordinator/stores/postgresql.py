@@ -45,6 +45,16 @@ LOST = ("08", "57P", "25P03", "53300")
 """SQLSTATEs, by their beginning, of a server that went away, is not up yet, or has no connection left."""
 UNHEARD = ("INSERT INTO upload", "UPDATE uploads", "DELETE FROM upload")
 """Nobody waits for the parts of an upload, and there are many: other replicas are not told of them."""
+WORK = (
+    "INSERT INTO rounds",
+    "INSERT INTO releases",
+    "UPDATE runs",
+    "UPDATE assignments SET state = 'left'",
+    "DELETE FROM contributions",
+)
+"""What can give devices that wait something to do: a round that opens, a run that ends, a place that is free again."""
+QUIET: Final = "quiet"
+"""Said of a transaction without any such; one of an older replica says nothing, and may be either."""
 WRITE = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE schema_version IN EXCLUSIVE MODE"
 READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -80,7 +90,7 @@ class _Session:
     def __init__(self, url: str, begin: LiteralString, speaker: str) -> None:
         self._conninfo, self._begin, self._speaker = _conninfo(url), begin, speaker
         self._db: psycopg.Connection[tuple[Any, ...]] = self._connect()
-        self._changed = False
+        self._changed = self._work = False
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         db = psycopg.connect(self._conninfo, autocommit=True)
@@ -108,17 +118,19 @@ class _Session:
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> psycopg.Cursor[tuple[Any, ...]]:
         self._changed |= statement.startswith(("INSERT", "UPDATE", "DELETE")) and not statement.startswith(UNHEARD)
+        self._work |= statement.startswith(WORK)
         return self._db.execute(statement.replace("?", "%s").encode(), values or None)
 
     def begin(self) -> None:
         if self._db.closed:
             self._db = self._connect()
-        self._changed = False
+        self._changed = self._work = False
         self._db.execute(self._begin)
 
     def commit(self) -> None:
         if self._changed:
-            self._db.execute("SELECT pg_notify(%s, %s)", (CHANNEL, self._speaker))
+            said = self._speaker if self._work else f"{self._speaker} {QUIET}"
+            self._db.execute("SELECT pg_notify(%s, %s)", (CHANNEL, said))
         self._db.execute("COMMIT")
 
     def rollback(self) -> None:
@@ -172,13 +184,14 @@ class PostgresLedger(SqlLedger):
             unless_ready.pop_all()
         super().__init__(GroupCommit(writes, "ledger writes"), GroupCommit(reads, "ledger reads"), clock_us)
 
-    async def others(self) -> AsyncIterator[None]:
+    async def others(self) -> AsyncIterator[bool]:
         while True:
             with contextlib.suppress(psycopg.Error):  # what was missed meanwhile is looked for below
                 async with await psycopg.AsyncConnection.connect(_conninfo(self._url), autocommit=True) as db:
                     await db.execute(f"LISTEN {CHANNEL}")
                     async for note in db.notifies():
-                        if note.payload != self._speaker:
-                            yield
+                        speaker, _, kind = note.payload.partition(" ")
+                        if speaker != self._speaker:
+                            yield kind != QUIET
             await asyncio.sleep(RECONNECT_PAUSE_S)
-            yield
+            yield True

@@ -23,14 +23,18 @@ KEY = " WHERE run = ? AND number = ? AND attempt = ? AND device = ?"
 
 
 def read_run(db: Connection, name: str) -> Run:
-    row = db.execute(f"SELECT spec, layout, {STATE} FROM runs WHERE name = ?", (name,)).fetchone()  # constants
+    """BUSY for a run that only newer replicas can read: whoever asks again meets one, in the end."""
+    row = db.execute(f"SELECT spec, layout, {STATE}, edition FROM runs WHERE name = ?", (name,)).fetchone()  # constants
     if row is None:
         raise Refused(Reason.UNKNOWN_RUN, f"no run named {name!r}; `edgetune run list` shows them")
+    if row[3] > run_spec.EDITION:
+        raise Refused(Reason.BUSY, f"this coordinator process is older than run {name!r}; ask another, or upgrade it")
     return Run(run_spec.parse(json.loads(row[0])), Layout.parse(json.loads(row[1])), row[2])
 
 
 def names(db: Connection) -> list[str]:
-    return [name for (name,) in db.execute("SELECT name FROM runs ORDER BY created_us, name").fetchall()]
+    query = "SELECT name FROM runs WHERE edition <= ? ORDER BY created_us, name"
+    return [name for (name,) in db.execute(query, (run_spec.EDITION,)).fetchall()]
 
 
 def run_state(db: Connection, name: str) -> str:
@@ -101,7 +105,9 @@ def attempt(db: Connection, name: str, version: int) -> int:
 def insert_release(db: Connection, release: ReleaseManifest, attempt: int, now_us: int) -> None:
     manifest = spec.canonical(release).decode()
     values = (release.run, release.version, release.digest, manifest, attempt, now_us)
-    db.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?)", values)
+    db.execute(
+        "INSERT INTO releases (run, version, digest, manifest, attempt, published_us) VALUES (?, ?, ?, ?, ?, ?)", values
+    )
 
 
 def contributions(db: Connection, name: str, number: int, attempt: int) -> list[Contribution]:
@@ -126,7 +132,7 @@ def _contributions(db: Connection, where: str, *values: Any) -> list[Contributio
 
 
 def _contribution(metrics: str, staleness: int | None, *rest: Any) -> Contribution:
-    return Contribution(*[*rest, spec.parse(Metrics, json.loads(metrics), "metrics"), staleness])
+    return Contribution(*[*rest, spec.told(Metrics, json.loads(metrics), "metrics"), staleness])
 
 
 def has_given(db: Connection, name: str, live: Round, device: str) -> bool:

@@ -12,7 +12,7 @@ from coordinator import rounds
 from coordinator.rounds import Round
 from coordinator.stores import rows
 from coordinator.stores.connection import Connection
-from wire import spec
+from wire import run_spec, spec
 from wire.delta import Layout
 from wire.errors import Reason, Refused
 from wire.messages import ENDED, MAX_REASON, Control, ReleaseManifest
@@ -27,9 +27,9 @@ def create_run(db: Connection, created: RunSpec, layout: Layout, release: Releas
         raise Refused(Reason.RUN_EXISTS, f"a run named {created.name!r} exists with another spec; choose another name")
     texts = (spec.canonical(created).decode(), spec.canonical(layout).decode(), created.digest, layout.digest)
     db.execute(
-        "INSERT INTO runs (name, spec, layout, spec_digest, layout_digest, state, created_us)"
-        " VALUES (?, ?, ?, ?, ?, 'running', ?)",
-        (created.name, *texts, now_us),
+        "INSERT INTO runs (name, spec, layout, spec_digest, layout_digest, edition, state, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'running', ?)",
+        (created.name, *texts, created.edition, now_us),
     )
     rows.insert_release(db, release, 0, now_us)
     rows.insert_round(db, created.name, rounds.first(created))
@@ -72,7 +72,8 @@ _CONTROLS: dict[Control, tuple[Callable[[Connection, str, str], None], rounds.Ev
 def refuse(db: Connection, name: str, reason: Reason) -> None:
     if db.execute("SELECT 1 FROM runs WHERE name = ?", (name,)).fetchone():
         db.execute(
-            "INSERT INTO refusals VALUES (?, ?, 1) ON CONFLICT (run, reason) DO UPDATE SET count = refusals.count + 1",
+            "INSERT INTO refusals (run, reason, count) VALUES (?, ?, 1)"
+            " ON CONFLICT (run, reason) DO UPDATE SET count = refusals.count + 1",
             (name, reason.value),
         )
 
@@ -82,18 +83,23 @@ def rounds_by_state(db: Connection) -> dict[str, int]:
 
 
 def sealed(db: Connection) -> list[tuple[str, Round]]:
-    """Those whose base is published: buffers become releases in their order."""
+    """Those whose base is published: buffers become releases in their order. Runs that this program cannot read are for
+    newer replicas to close."""
     columns = ", ".join(f"rounds.{name}" for name in rows.ROUND_COLUMNS)
     found = db.execute(
         f"SELECT rounds.run, {columns} FROM rounds JOIN releases"  # constants
-        " ON releases.run = rounds.run AND releases.version = rounds.base_version WHERE rounds.state = 'sealed'"
+        " ON releases.run = rounds.run AND releases.version = rounds.base_version"
+        " JOIN runs ON runs.name = rounds.run WHERE rounds.state = 'sealed' AND runs.edition <= ?",
+        (run_spec.EDITION,),
     ).fetchall()
     return [(row[0], Round(*row[1:])) for row in found]
 
 
 def tick(db: Connection, now_us: int) -> list[tuple[str, Round]]:
     due = db.execute(
-        "SELECT run FROM rounds WHERE state = 'open' AND deadline_us <= COALESCE(paused_us, ?)", (now_us,)
+        "SELECT run FROM rounds JOIN runs ON runs.name = rounds.run AND runs.edition <= ?"
+        " WHERE rounds.state = 'open' AND deadline_us <= COALESCE(paused_us, ?)",
+        (run_spec.EDITION, now_us),
     ).fetchall()
     return [(name, _expired(db, name, now_us)) for (name,) in due]
 

@@ -56,7 +56,7 @@ class SqlLedger:
         await self._write_now(runs.control, name, action, reason)
 
     async def offer(self, device: str, runs: tuple[str, ...]) -> Offers:
-        return await self._write_now(offers.offer, device, runs)
+        return await self._write_now(offers.offer, Ask(device, runs))
 
     async def offer_together(self, asks: Sequence[Ask]) -> list[Offers | EdgetuneError]:
         return await self._write_now(offers.offer_together, asks)

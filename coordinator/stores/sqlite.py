@@ -94,15 +94,23 @@ class SqliteLedger(SqlLedger):
         thread = GroupCommit(_Session(path))
         super().__init__(thread, thread, clock_us)
 
-    async def others(self) -> AsyncIterator[None]:
-        seen = await self._read(_foreign_changes)
+    async def others(self) -> AsyncIterator[bool]:
+        seen, known = await self._read(_foreign_changes), await self._read(_work)
         while True:
             await asyncio.sleep(LOOK_S)
             if (now := await self._read(_foreign_changes)) != seen:
-                seen = now
-                yield
+                seen, before, known = now, known, await self._read(_work)
+                yield any(left > before.get(what, -1) for what, left in known.items())
 
 
 def _foreign_changes(db: Connection) -> int:
     """A number that another one takes the place of when another connection has committed."""
     return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _work(db: Connection) -> dict[tuple[object, ...], int]:
+    """The seats that each round has left, and the runs as they stand: of what is new or grows, devices may want to hear."""
+    seats = "SELECT run, number, attempt, offers - offered FROM rounds WHERE state = 'open' AND paused_us IS NULL"
+    runs = "SELECT name, state, decision, (SELECT COUNT(*) FROM releases WHERE run = name) FROM runs"
+    rows = [*db.execute(seats).fetchall(), *((*row, 0) for row in db.execute(runs).fetchall())]
+    return {tuple(row[:-1]): row[-1] for row in rows}

@@ -42,7 +42,11 @@ def create(
     if count >= most or declared + mine.size > most_bytes:
         raise Refused(Reason.TOO_MANY_UPLOADS, f"{mine.device} has begun {count} uploads of {declared} bytes already")
     values = (fresh_id, *_key(mine), mine.size, 0, now_us + keep_us)
-    db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    db.execute(
+        "INSERT INTO uploads (id, run, number, attempt, device, digest, size, received, expires_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        values,
+    )
     return Upload(fresh_id, mine.device, mine.size, 0)
 
 
@@ -75,7 +79,7 @@ def append(db: Connection, upload: str, start: int, size: int, digest: str, keep
     ).rowcount
     if moved != 1:
         raise wrong_offset(db.execute("SELECT received FROM uploads WHERE id = ?", (upload,)).fetchone())
-    db.execute("INSERT INTO upload_parts VALUES (?, ?, ?)", (upload, start, digest))
+    db.execute("INSERT INTO upload_parts (upload, start, digest) VALUES (?, ?, ?)", (upload, start, digest))
     return start + size
 
 

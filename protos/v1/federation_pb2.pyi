@@ -28,16 +28,18 @@ RUN_ACTION_RESUME: RunAction
 RUN_ACTION_STOP: RunAction
 
 class CheckInRequest(_message.Message):
-    __slots__ = ("device", "runs", "wait_s", "protocol")
+    __slots__ = ("device", "runs", "wait_s", "protocol", "edition")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    EDITION_FIELD_NUMBER: _ClassVar[int]
     device: str
     runs: _containers.RepeatedScalarFieldContainer[str]
     wait_s: float
     protocol: int
-    def __init__(self, device: _Optional[str] = ..., runs: _Optional[_Iterable[str]] = ..., wait_s: _Optional[float] = ..., protocol: _Optional[int] = ...) -> None: ...
+    edition: int
+    def __init__(self, device: _Optional[str] = ..., runs: _Optional[_Iterable[str]] = ..., wait_s: _Optional[float] = ..., protocol: _Optional[int] = ..., edition: _Optional[int] = ...) -> None: ...
 
 class CheckInReply(_message.Message):
     __slots__ = ("task", "wait", "finished")

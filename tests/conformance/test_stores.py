@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from coordinator import publish
-from coordinator.stores import BLOBS, LEDGERS, Blobs, Ledger, schema, uploads
+from coordinator.stores import BLOBS, LEDGERS, Ask, Blobs, Ledger, Offers, schema, uploads
 from coordinator.stores.connection import Connection
 from wire import run_spec
 from wire.delta import Layout, Tensor
@@ -355,6 +356,105 @@ def test_what_another_opening_changes_is_heard_soon_and_what_it_only_reads_is_no
         await other.close()
 
     play(ledgers, scene)
+
+
+def test_of_what_another_opening_does_that_is_told_apart_which_may_be_work_for_those_who_wait(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        other, heard = ledgers[0](), list[bool]()
+
+        async def listen() -> None:
+            async for may_be_work in ledger.others():
+                heard.append(may_be_work)
+
+        async def may_be_work(doing: Awaitable[Any]) -> bool:
+            heard.clear()
+            await doing
+            await asyncio.sleep(0.5)
+            assert heard
+            return any(heard)
+
+        listening = asyncio.create_task(listen())
+        await asyncio.sleep(0.5)  # until it listens
+        assert await may_be_work(create(other, spec()))
+        first, second = await task_of(other, "d1"), await task_of(other, "d2")
+        assert not await may_be_work(other.refuse("run", Reason.NOT_FINITE))
+        assert not await may_be_work(other.accept(contribution(first, "d1")))
+        assert await may_be_work(other.leave("d2", "run", 1, 1))
+        assert not await may_be_work(task_of(other, "d2"))
+        assert await may_be_work(other.control("run", "pause", ""))
+        assert await may_be_work(other.control("run", "resume", ""))
+        assert not await may_be_work(other.accept(contribution(second, "d2")))
+        [(_, sealed)] = await other.sealed()
+        assert await may_be_work(other.publish("run", sealed, await release_after(other, spec())))
+        listening.cancel()
+        await other.close()
+
+    play(ledgers, scene)
+
+
+def test_a_replica_of_an_earlier_edition_leaves_alone_what_it_cannot_read(
+    ledgers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec("plain"))
+        await create(ledger, spec("buffered", cohort={"mode": "async", "buffer": 1, "max_staleness": 0}))
+        for name in ("plain", "buffered"):
+            task = await task_of(ledger, f"to-{name}", name)
+            if name == "buffered":
+                await ledger.accept(contribution(task, "to-buffered"))
+        monkeypatch.setattr(run_spec, "EDITION", 1)
+        clock.pass_s(11.0)
+        assert await ledger.names() == ["plain"] == [name for name, _ in await ledger.tick()]
+        assert await ledger.sealed() == []
+        assert await refusal(ledger.run("buffered")) is await refusal(ledger.status("buffered")) is Reason.BUSY
+        assert (await task_of(ledger, "d1")).run == "plain"
+        assert (await ledger.offer("d1", ("buffered",))).active == 1
+        monkeypatch.undo()
+        assert [name for name, _ in await ledger.sealed()] == ["buffered"]
+
+    play(ledgers, scene)
+
+
+def test_a_device_of_an_earlier_edition_is_refused_only_where_there_is_nothing_it_can_read(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec("buffered", cohort={"mode": "async", "buffer": 1, "max_staleness": 0}))
+        [refused] = await ledger.offer_together([Ask("old", (), 1)])
+        assert isinstance(refused, Refused) and refused.reason is Reason.TOO_OLD
+        await create(ledger, spec("plain"))
+        answers = await ledger.offer_together(
+            [Ask("old", (), 1), Ask("old", ("buffered",), 1), Ask("new", ("buffered",))]
+        )
+        assert isinstance(answers[0], Offers) and answers[0].task is not None and answers[0].task.run == "plain"
+        assert isinstance(answers[1], Refused) and "'buffered' needs" in str(answers[1])
+        assert isinstance(answers[2], Offers) and answers[2].task is not None
+
+    play(ledgers, scene)
+
+
+def test_a_running_replica_goes_on_when_a_newer_one_has_added_columns(ledgers: Any) -> None:
+    def widen(db: Connection, now_us: int) -> None:
+        for table in ("runs", "rounds", "assignments", "contributions", "releases", "refusals", "uploads"):
+            db.execute(f"ALTER TABLE {table} ADD COLUMN later INTEGER")  # constants
+
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, spec())
+        await ledger.refuse("run", Reason.NOT_FINITE)
+        newer = ledgers[0]()
+        await newer.transact(widen)
+        await newer.close()
+        await create(ledger, spec("run2"))
+        await ledger.refuse("run", Reason.NOT_FINITE)
+        sealed = await sealed_round(ledger)
+        assert await ledger.publish("run", sealed, await release_after(ledger, spec()))
+        assert (await ledger.status("run")).refused == {"NOT_FINITE": 2}
+
+    play(ledgers, scene)
+
+
+def test_every_insert_names_its_columns_so_that_a_newer_replica_may_add_some() -> None:
+    sources = Path(schema.__file__).parent.glob("*.py")
+    bare = re.compile(r"INSERT INTO (?!schema_version)\w+ VALUES|SELECT \*")
+    assert [path.name for path in sources if bare.search(path.read_text())] == []
 
 
 def test_no_update_lands_after_the_seal_however_many_openings_race(ledgers: Any) -> None:

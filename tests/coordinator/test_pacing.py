@@ -71,9 +71,9 @@ def test_devices_that_ask_together_are_asked_for_together() -> None:
     async def scene() -> None:
         ledger = Asked(Offers(None, 1, (), 9.0))
         lobby = Lobby(ledger)  # type: ignore[arg-type]  # all of a ledger that a lobby uses
-        answers = await asyncio.gather(*[lobby.ask(f"d{n}", ()) for n in range(50)])
+        answers = await asyncio.gather(*[lobby.ask(Ask(f"d{n}", ())) for n in range(50)])
         assert [len(group) for group in ledger.groups] == [50] and answers[0].active == 1
-        await lobby.ask("d", ())
+        await lobby.ask(Ask("d", ()))
         assert len(ledger.groups) == 2
 
     asyncio.run(scene())
@@ -85,12 +85,12 @@ def test_a_ledger_that_fails_fails_everybody_who_asked_and_the_next_are_served()
         lobby = Lobby(ledger)  # type: ignore[arg-type]  # all of a ledger that a lobby uses
         for _ in range(2):
             with pytest.raises(Refused):
-                await lobby.ask("d", ())
-        gone = asyncio.create_task(lobby.ask("gone", ()))
+                await lobby.ask(Ask("d", ()))
+        gone = asyncio.create_task(lobby.ask(Ask("gone", ())))
         await asyncio.sleep(0)
         gone.cancel()
         with pytest.raises(Refused):
-            await lobby.ask("d", ())
+            await lobby.ask(Ask("d", ()))
         assert len(ledger.groups) == 3
 
     asyncio.run(scene())

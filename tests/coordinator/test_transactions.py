@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import publish
-from coordinator.stores import offers, rows, runs, schema, updates
+from coordinator.stores import Ask, offers, rows, runs, schema, updates
 from wire import run_spec
 from wire.delta import Layout, Tensor
 from wire.errors import Refused
@@ -48,7 +48,7 @@ class Life:
         name = f"d{device}"
         match action:
             case "ask":
-                answer = offers.offer(self.db, name, (), self.now)
+                answer = offers.offer(self.db, Ask(name, ()), self.now)
                 if answer.task is not None:
                     self.tasks.append((name, answer.task))
             case "send" if self.tasks:

@@ -26,7 +26,7 @@ from tests.faults.draws import LANES, Lane
 ROOT = Path(__file__).parents[2]
 RUN_OF = 60
 WANTED = 0.95
-ENOUGH = 6
+ENOUGH = 4
 """How often a bug is caught before the next one's turn comes."""
 Outcome = dict[str, Any]
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from coordinator import publish
 from coordinator.stores import Place
 from tests import servers
 from tests.faults import actors, bugs, draws
@@ -272,6 +275,15 @@ def standing(lane: Lane, seaweed: bool) -> Iterator[Servers]:
         yield Servers(database, bucket)
 
 
+def warm_up() -> None:
+    """Load here what every process would load for itself, and let forks share it."""
+    publish.rules(draws.scene(0, "sqlite").run, draws.LAYOUT)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("coordinator.stores.s3")
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--store", choices=get_args(Lane), required=True)
@@ -283,6 +295,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="schedules-", dir=IN_MEMORY))
     os.environ |= {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0", "OMP_NUM_THREADS": "1"}
+    warm_up()
     wrong = 0
     with standing(args.store, args.seaweed) as over:
         for seed in _seeds(args.seeds):

@@ -8,7 +8,10 @@ import pytest
 
 from tests.faults.sweeping import schedules
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork"),
+    pytest.mark.timeout(600),
+]
 
 
 def test_no_schedule_of_faults_loses_or_doubles_an_update_or_leaves_a_run_that_does_not_end() -> None:

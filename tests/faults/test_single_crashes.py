@@ -9,7 +9,10 @@ import pytest
 from tests.faults.bugs import BUGS
 from tests.faults.sweeping import sweep
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork"),
+    pytest.mark.timeout(600),
+]
 
 
 def test_no_crash_loses_a_receipt_counts_an_update_twice_or_leaves_a_run_that_does_not_end() -> None:

@@ -9,7 +9,10 @@ import pytest
 from tests import servers
 from tests.faults.sweeping import sweep
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork"),
+    pytest.mark.timeout(600),
+]
 
 
 def test_no_crash_over_a_database_and_a_bucket_loses_or_doubles_anything_either(s3_server: servers.S3) -> None:

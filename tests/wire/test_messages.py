@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from protos.v1 import federation_pb2 as pb
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import PayloadError, Reason, SpecError
-from wire.messages import Contribution, Metrics, Receipt, ReleaseManifest, Share, Task
+from wire.messages import Contribution, Metrics, Receipt, ReleaseManifest, RunStatus, Share, Task
 
 TASK = Task("run", 3, 2, "evaluate", 2, "a" * 64, "b" * 64, "c" * 64, 12.5)
 METRICS = Metrics(4.5, None, 100, 4.0, 2000, 8, 3.5, 1 << 30, 576_000, 9_768_960)
@@ -116,3 +117,18 @@ def test_a_delta_has_the_size_and_dtype_of_its_layout() -> None:
     parts = layout.split(np.arange(10, dtype=np.float32))
     assert parts["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert parts["b"].tolist() == [6, 7, 8, 9]
+
+
+def test_a_status_with_more_in_it_than_this_program_knows_is_read_all_the_same() -> None:
+    told = {"name": "run", "state": "running", "round": 1, "rounds": 2, "attempt": 1, "kind": "train", "goal": 1}
+    told |= {"minimum": 1, "offered": 0, "accepted": 0, "deadline_at": 0.0, "parameters": 4, "spec_digest": "a"}
+    release = {"version": 0, "digest": "b", "contributions": 0, "published_at": 1.0, "held_out_loss": None}
+    release |= {"held_out_tokens": 0, "local_loss": None, "train_loss": None, "bytes_up": 0, "bytes_down": 0}
+    told |= {"base_digest": "b", "refused": {"BUSY": 1}, "releases": [release | {"colour": "red"}], "mood": {"good": 1}}
+    read = RunStatus.from_proto(pb.RunStatus(status_json=json.dumps(told)))
+    assert read.refused == {"BUSY": 1} and [one.version for one in read.releases] == [0]
+
+
+def test_an_old_device_s_check_in_says_no_edition() -> None:
+    sent = pb.CheckInRequest.FromString(bytes.fromhex("0a026431120172190000000000003e402001"))
+    assert (sent.device, list(sent.runs), sent.wait_s, sent.protocol, sent.edition) == ("d1", ["r"], 30.0, 1, 0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,45 @@ def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_r
     assert settled(wanted(0), ToyBase())[0].cohort.size == 4
     with pytest.raises(SpecError, match="refresh = 0"):
         settled(wanted(3), ToyBase())
+
+
+OLD = (
+    '{"aggregator":{"id":"mean","weight_by":"examples"},"base":{"digest":"'
+    + "b" * 64
+    + '","format":"toy","model":"toy"},'
+    '"codec":[{"id":"float32"},{"id":"pack"}],"cohort":{"deadline_s":3600.0,"goal":2,"max_attempts":20,"minimum":1,'
+    '"over_selection":1.0},"directions":null,"evaluation":{"fraction":0.2,"max_sequences":16},"forward_method":null,'
+    '"method":{"id":"lora","rank":4},"name":"r","rounds":3,"seed":0,"server_optimizer":{"id":"average"}}'
+)
+"""A description as a coordinator gave it before there were editions."""
+
+
+def test_a_description_of_an_old_coordinator_is_the_run_that_it_was() -> None:
+    run = run_spec.parse(json.loads(OLD))
+    assert run.digest == "368db34e06fb9387a5bc3d4463313f3a32b1b258d09206c56c55a6d8a77616ed"
+    assert run.edition == 1
+
+
+def test_what_is_not_set_is_not_said_so_that_an_older_program_meets_no_key_that_it_does_not_know() -> None:
+    said = json.loads(spec.canonical(run_spec.parse(json.loads(OLD))))
+    assert set(said) <= set(json.loads(OLD)) and set(said["cohort"]) == set(json.loads(OLD)["cohort"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "edition"),
+    [
+        ({}, 1),
+        ({"method": {"id": "mezo", "adapter": {"id": "norms"}}, "directions": {"drawn": "device"}}, 1),
+        ({"codec": [{"id": "error_feedback", "inner": [{"id": "float16"}]}, {"id": "pack"}]}, 1),
+        ({"cohort": {"goal": 2, "owner_share": 0.5}}, 2),
+        ({"cohort": ASYNC}, 2),
+        ({"method": {"id": "hybrid"}}, 2),
+        ({"forward_method": {"id": "mezo", "adapter": {"id": "of tomorrow"}}}, 2),
+        ({"directions": {"drawn": "device", "subspace": {"rank": 2}}}, 2),
+    ],
+)
+def test_a_run_needs_the_earliest_edition_that_can_say_it(changed: dict[str, Any], edition: int) -> None:
+    table = LEAST | changed
+    codec = table.pop("codec", "float32")
+    run = run_spec.parse(table | {"codec": "float32"})
+    assert dataclasses.replace(run, codec=codec).edition == edition

@@ -1,0 +1,65 @@
+"""Whole federations in virtual time: whatever befalls them, by every seed, the invariants hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.mistakes import MISTAKES
+from tests.faults.plans import SIZES, plan
+from tests.faults.simulation import Outcome, shrunk, simulate
+
+SEEDS = range(60)
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return [simulate(plan(seed)) for seed in SEEDS]
+
+
+def test_no_seed_loses_a_receipt_counts_twice_breaks_a_deadline_or_does_not_end(outcomes: list[Outcome]) -> None:
+    assert {outcome.seed: outcome.faults for outcome in outcomes if outcome.faults} == {}
+
+
+def test_the_seeds_see_every_kind_of_fault_and_of_end(outcomes: list[Outcome]) -> None:
+    seen = "\n".join(line for outcome in outcomes for line in outcome.trace)
+    assert {outcome.state for outcome in outcomes} == {"done", "failed", "stopped"}
+    assert [kind for kind in SIZES if f"world    {kind}" not in seen] == []
+    said = [
+        "dies at commit\n",
+        "dies at commit done",
+        "dies at blob\n",
+        "dies at blob done",
+        "is killed",
+        "answer is lost",
+    ]
+    said += [
+        "CheckIn → replica2",
+        "AppendUpload → ",
+        "Submit → replica0 again",
+        "CreateUpload → ",
+        "gives up",
+    ]
+    assert [what for what in said if what not in seen] == []
+
+
+def test_the_same_seed_gives_the_same_trace_in_another_process(outcomes: list[Outcome]) -> None:
+    line = [sys.executable, "-m", "tests.faults.simulation", "--seed", "1"]
+    again = subprocess.run(line, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert again.returncode == 0 and f"trace {outcomes[1].digest}\n" in again.stdout
+
+
+def test_another_seed_gives_another_trace(outcomes: list[Outcome]) -> None:
+    assert len({outcome.digest for outcome in outcomes}) == len(SEEDS)
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES))
+def test_each_seeded_bug_is_caught_within_60_seeds(mistake: str) -> None:
+    assert any(simulate(plan(seed), mistake).faults for seed in range(60))
+
+
+def test_a_failure_is_shrunk_to_the_operations_that_it_needs() -> None:
+    assert plan(0).ops and shrunk(plan(0), "deadline_by_its_own_clock").ops == ()
