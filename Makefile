@@ -6,16 +6,11 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
-<<<<<<< HEAD
+SEEDS ?= 10000
 SCHEDULES ?= 1000
 FAULTS ?=
 
-.PHONY: help demo test faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
-=======
-SEEDS ?= 10000
-
-.PHONY: help demo test simulate check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
->>>>>>> main
+.PHONY: help demo test simulate faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -32,13 +27,11 @@ demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real
 test: $(VENV)/ready  ## every test
 	$(PYTEST)
 
-<<<<<<< HEAD
 faults: $(VENV)/ready  ## SCHEDULES=1000 random schedules of faults over both kinds of store, and the seeded bugs; goes on where it was
 	$(RUN) -m tests.faults.campaign --schedules $(SCHEDULES) $(FAULTS)
-=======
+
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
->>>>>>> main
 
 check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
 	$(PYTEST) --cov --cov-report=term

@@ -253,7 +253,7 @@ class Schedule:
 
 def played(seed: int, over: Servers, lane: Lane, folder: Path, bug: str | None = None) -> dict[str, Any]:
     """What became of a schedule. Its folder stays if anything is wrong, unless a bug was on."""
-    own = folder / f"{lane}-{seed}"
+    own = folder / "-".join((lane, str(seed), *([bug] if bug else [])))
     shutil.rmtree(own, ignore_errors=True)
     scene = draws.scene(seed, lane, isinstance(over.bucket, servers.Seaweed))
     outcome = Schedule(scene, over, own, bug).play()
