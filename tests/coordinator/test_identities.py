@@ -49,14 +49,6 @@ def devices(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFa
     return {name: enrolled(coordinator, tmp_path_factory.mktemp(name), name) for name in ("d1", "d2")}
 
 
-@pytest.fixture(scope="module")
-def revoked(coordinator: CoordinatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    identity = enrolled(coordinator, tmp_path_factory.mktemp("gone"), "gone")
-    with administrator(coordinator) as admin:
-        admin.revoke("gone")
-    return identity
-
-
 def invitation(coordinator: CoordinatorProcess, owner: str = "ann", quota: int | None = None, s: float = 60.0) -> str:
     with administrator(coordinator) as admin:
         return admin.invite(owner, quota, s)[0]
@@ -97,15 +89,6 @@ def message(method: str, device: str) -> Message:
     made: Message = GetMessageClass(METHODS[method].input_type)()
     filled(made, device)
     return made
-
-
-def certificate(
-    coordinator: CoordinatorProcess, name: str = "d1", lifetime_s: float = 60.0
-) -> tuple[bytes, bytes, bytes]:
-    """What somebody with the authority's key could make: a certificate for a fresh key."""
-    issuer, key = Authority(coordinator.identity), certificates.new_key()
-    pem = issuer.issue("device", name, certificates.public_of(key), lifetime_s)
-    return issuer.certificate.encode(), key.encode(), pem.encode()
 
 
 # The handshake.
@@ -165,57 +148,7 @@ def test_a_certificate_for_another_host_is_not_believed(tmp_path: Path) -> None:
         admin.runs()
 
 
-# What a certificate allows.
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_call_without_a_certificate_gives_the_code_of_the_table(
-    coordinator: CoordinatorProcess, method: str
-) -> None:
-    """On the enrolment port, where TLS asks for none."""
-    roots = Authority(coordinator.identity).certificate.encode()
-    code = raw(coordinator.enrolment, None, roots, method, message(method, "d1"))
-    expected = {"Authority": None, "Enroll": grpc.StatusCode.INVALID_ARGUMENT}  # the empty request is none
-    assert code is expected.get(method.rpartition("/")[2], grpc.StatusCode.UNAUTHENTICATED)
-
-
-NAMING = [m for m in sorted(METHODS) if filled(GetMessageClass(METHODS[m].input_type)(), "d")]
-
-
-@pytest.mark.parametrize("method", NAMING)
-def test_every_call_for_another_device_is_refused(
-    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
-) -> None:
-    code = raw(coordinator.address, devices["d1"].tls(), b"", method, message(method, "d2"))
-    assert code is grpc.StatusCode.PERMISSION_DENIED
-
-
-@pytest.mark.parametrize("method", sorted(m for m in METHODS if "/edgetune.v1.Administration/" in m))
-def test_no_administration_with_a_devices_certificate(
-    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
-) -> None:
-    code = raw(coordinator.address, devices["d1"].tls(), b"", method, message(method, "d1"))
-    assert code is grpc.StatusCode.PERMISSION_DENIED
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_call_of_a_device_that_is_not_in_the_ledger_is_refused(
-    coordinator: CoordinatorProcess, devices: dict[str, Identity], method: str
-) -> None:
-    """A good certificate, once for an unknown name and once for a known name with another key."""
-    for name in ("never-seen", "d2"):
-        code = raw(coordinator.address, certificate(coordinator, name), b"", method, message(method, name))
-        allowed = {"Authority", "Enroll"}
-        refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-        assert code in refused or method.rpartition("/")[2] in allowed
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_call_of_a_revoked_device_is_refused(
-    coordinator: CoordinatorProcess, revoked: Identity, method: str
-) -> None:
-    code = raw(coordinator.address, revoked.tls(), b"", method, message(method, "gone"))
-    assert code is grpc.StatusCode.PERMISSION_DENIED
+# What a certificate allows. Every call by everybody is in `test_every_call.py`.
 
 
 def test_a_method_that_nobody_wrote_into_the_table_is_refused_to_administrators_too(

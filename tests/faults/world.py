@@ -113,12 +113,12 @@ class Ledger(SqlLedger):
         super().__init__(commits, commits, lambda db: world.now_us(life))
         self._world, self._heard = world, heard
 
-    async def others(self) -> AsyncIterator[None]:
+    async def others(self) -> AsyncIterator[bool]:
         while True:
             await self._heard.wait(self._heard.ticket(), 1e9)
             await asyncio.sleep(self._world.chance.uniform(0.0, sqlite.LOOK_S))
             if self._world.chance.random() < 0.9:
-                yield
+                yield True
 
 
 class Blobs:
