@@ -6,11 +6,12 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
+SOAK ?=
 SEEDS ?= 10000
 SCHEDULES ?= 1000
 FAULTS ?=
 
-.PHONY: help demo test simulate faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -32,6 +33,9 @@ faults: $(VENV)/ready  ## SCHEDULES=1000 random schedules of faults over both ki
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
+
+soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
+	$(RUN) -m tests.faults.soak $(SOAK)
 
 check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
 	$(PYTEST) --cov --cov-report=term

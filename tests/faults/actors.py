@@ -26,8 +26,9 @@ import numpy as np
 from coordinator import closing, core, guards, publish, refusals, service
 from coordinator.identities import Doors
 from coordinator.serve import Serving, serve
-from coordinator.stores import Place, group_commit, postgresql, sqlite
+from coordinator.stores import Place, files, group_commit, postgresql, sqlite
 from edge_client import calls, participate, transport, uploads
+from edge_client import state as device_state
 from edge_client.session import Device, Session
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
@@ -82,18 +83,20 @@ def quicken() -> None:
         (postgresql, "RECONNECT_PAUSE_S", 0.05),
         (group_commit, "TRY_FOR_S", 5.0),
         (refusals, "RETRY_AFTER_S", 0.05),
+        (files, "RETRY_AFTER_S", 0.05),
         (calls, "FIRST_CONTACT_S", 60.0),
         (calls, "FIRST_PAUSE_S", 0.02),
         (calls, "LONGEST_PAUSE_S", 0.2),
         (transport, "CALL_S", 1.0),
-        (transport, "TRANSFER_S", 2.0),
-        (uploads, "TRANSFER_S", 2.0),
+        (transport, "transfer_s", lambda size: 2.0),
+        (uploads, "transfer_s", lambda size: 2.0),
         (uploads, "PART_S", 2.0),
         (participate, "HOLD_S", 1.0),
         (participate, "LONGEST_PAUSE_S", 0.1),
     ):
         assert hasattr(module, name), name
         setattr(module, name, value)
+    vars(device_state)["os"] = SimpleNamespace(fsync=lambda handle: None)  # as in `steps.py`
     calls.Calls._call.__defaults__ = (2.0,)
     calls.Calls._unary.__defaults__ = (2.0,)
     calls.OPTIONS[1:3] = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 100)]
@@ -211,7 +214,7 @@ def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
     if number == draws.UPLOADER:
         vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300)
     chance = Random(f"edgetune client {scene.seed} {number} {incarnation}")
-    participate._compute = lambda *given: _computed(chance, *given)
+    participate._compute = lambda *given: _computed(chance, stage.calm, *given)
     session = _NoEngine(Device(stage.folder), [])
     link = FlakyLink(stage.addresses, stage.calm, stage.log, draws.weather(scene, number, incarnation), chance)
     state = DeviceState(stage.folder / f"device-{number}", f"d{number}")
@@ -224,12 +227,17 @@ def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
                 continue
 
 
-def _computed(chance: Random, connection: Connection, state: DeviceState, work: Any, task: Task, tell: Any) -> Pending:
-    """Fetch and check the release, take a moment, and now and then leave; then the update, the same for each round."""
+def _computed(
+    chance: Random, calm: Path, connection: Connection, state: DeviceState, work: Any, task: Task, tell: Any
+) -> Pending:
+    """Fetch and check the release, take a moment, now and then leave or miss the deadline; then the update, the same for each
+    round."""
     fetched = connection.release(task.run, 4 * LAYOUT.size, task.release_version)
     assert fetched.release.digest == task.release_digest and spec.bytes_digest(fetched.data) == fetched.release.adapter
     state.saw(fetched.release)
     time.sleep(chance.uniform(0.0, 0.04))
+    if work.run.cohort.deadline_s == draws.SHORT_S and not calm.exists() and chance.random() < 0.15:
+        time.sleep(1.2 * draws.SHORT_S)
     if chance.random() < 0.05:
         raise _Left
     payload = _payload(work.run, state.device, task) if task.kind == "train" else b""
@@ -272,6 +280,7 @@ def alone(work: Any, *given: Any, log: Path) -> int:
         return pid
     code = 4
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)

@@ -26,7 +26,7 @@ def row_before_blob() -> None:
         if payload:
             await threads.on(self._core.disk, self._store.blobs.put, payload)
         elif payload is None:
-            await self._core.uploads.join(contribution)
+            await self._core.uploads.finish(contribution, await self._core.rules(contribution.run))
         return receipt
 
     service.Federation._receive = receive  # type: ignore[method-assign]
@@ -236,7 +236,9 @@ BUGS: dict[str, Bug] = {
         Bug(release_before_its_adapter, "file write"),
         Bug(publish_without_looking),
         Bug(accept_after_the_seal),
-        Bug(offset_from_memory),
+        Bug(
+            offset_from_memory, stores=("postgresql",)
+        ),  # over files an upload grows in place, and writes again what it had
         Bug(fold_counts_a_repetition),
         Bug(no_to_a_repetition),
         Bug(abandoned_updates_are_folded),

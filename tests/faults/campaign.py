@@ -88,7 +88,7 @@ class Campaign:
                     yield json.loads(text)
             finally:
                 process.terminate()
-        if process.returncode not in (0, 1, -15):
+        if process.returncode not in (0, 1, 143):
             raise SystemExit(f"the schedules over {lane} ended with {process.returncode}")
 
 

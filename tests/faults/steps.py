@@ -22,7 +22,7 @@ from wire.errors import Reason, Refused
 
 Told = Callable[[str, int], bool]
 """Of a step and which of its arrivals this is, from 1; True if the disk should be full there."""
-FILE_CALLS = ("write", "link", "utime")
+FILE_CALLS = ("write", "link", "utime", "ftruncate")
 
 
 class Steps:
