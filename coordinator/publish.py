@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,12 @@ class Rules:
         if self.codec is None:
             raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
         return self.codec.decode(payload, self.layout)
+
+    def parts(self, payload: memoryview) -> Iterator[tuple[slice, Vector]] | None:
+        """A delta's tensors one after the other, where its codec can: folded without a whole vector in between."""
+        if self.codec is None or split.is_split(payload) or scalars.is_scalars(payload):
+            return None
+        return self.codec.parts(payload, self.layout)
 
     def vector(self, update: Update, number: int, device: str) -> Vector:
         """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed along the directions
@@ -219,8 +225,11 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vec
     """The mean delta, float32 [layout.size]: one update in memory at a time."""
     total = by.aggregator.start(by.layout.size)
     for share in shares:
-        update = by.read(_stored(blobs, share.digest))
-        total.add(by.vector(update, _origin(share, number), share.device), share.weight)
+        payload = _stored(blobs, share.digest)
+        if (parts := by.parts(payload)) is not None:
+            total.add_parts(parts, share.weight)
+        else:
+            total.add(by.vector(by.read(payload), _origin(share, number), share.device), share.weight)
     return total.mean()
 
 

@@ -6,7 +6,7 @@ twice, in parts, or again years later, and give the same release.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from wire.delta import Vector
@@ -18,6 +18,9 @@ class Sum(Protocol):
 
     def add(self, vector: Vector, weight: int) -> None:
         """Add one update, float32 [size]."""
+
+    def add_parts(self, parts: Iterable[tuple[slice, Vector]], weight: int) -> None:
+        """Add one update whose tensors come one after the other, each with its place: the same sum."""
 
     def mean(self) -> Vector:
         """The weighted mean so far, float32 [size]."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from wire.codecs import kernels
 from wire.delta import Vector
 from wire.errors import PayloadError, Reason
 from wire.messages import MAX_WEIGHT, Contribution
@@ -35,6 +37,13 @@ class FixedPointSum:
     def add(self, vector: Vector, weight: int) -> None:
         for start in range(0, len(vector), SLAB):
             self._add(vector[start : start + SLAB], self._total[start : start + SLAB], np.int64(weight))
+        self._weight += weight
+
+    def add_parts(self, parts: Iterable[tuple[slice, Vector]], weight: int) -> None:
+        kernel = kernels.fastest(len(self._total))
+        for place, values in parts:
+            table = values.reshape(len(values), -1)
+            kernel.add(self._total[place].reshape(table.shape), table, np.float32(2.0**FRACTION_BITS), weight)
         self._weight += weight
 
     def _add(self, part: Vector, total: npt.NDArray[np.int64], weight: np.int64) -> None:

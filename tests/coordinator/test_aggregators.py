@@ -14,7 +14,8 @@ from coordinator.aggregators.mean import SLAB, FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
 from coordinator.aggregators.staleness import WHOLE, discount, fitted
 from wire import spec
-from wire.delta import Vector
+from wire.codecs import kernels
+from wire.delta import Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
 
 SIZE = 7
@@ -145,3 +146,17 @@ def test_the_weights_of_a_buffer_fit_the_fixed_point_and_keep_their_ratios(parts
     assert all(1 <= weight <= 65535 for weight in weights)
     unit = max(exact) / max(weights)
     assert all(abs(weight - one / unit) <= 2 for weight, one in zip(weights, exact, strict=True))
+
+
+@pytest.mark.parametrize("large", [0, 1 << 62])
+def test_a_sum_of_parts_has_the_bits_of_the_sum_of_the_whole(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGE", large)
+    layout = Layout((Tensor("a", (7, 50)), Tensor("b", (40, 7)), Tensor("c", (9,))))
+    whole, parts = FixedPointSum(layout.size), FixedPointSum(layout.size)
+    for weight in (1, 3, 65535):
+        vector = np.random.default_rng(weight).uniform(-1.9, 1.9, layout.size).astype(np.float32)
+        whole.add(vector, weight)
+        turned = ((place, np.asfortranarray(vector[place].reshape(t.shape))) for t, place in layout.slices())
+        parts.add_parts(turned, weight)
+    assert parts.mean().tobytes() == whole.mean().tobytes()
+    assert (parts._total == whole._total).all()

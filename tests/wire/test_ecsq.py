@@ -170,3 +170,16 @@ def test_a_payload_with_one_word_missing_or_added_is_refused(kernel: str) -> Non
     for bad in (payload[:-2], payload + b"\0\0"):
         with pytest.raises(PayloadError):
             made.decode(bad, LAYOUT)
+
+
+@pytest.mark.parametrize("before", [[], [ROTATION]])
+def test_tensor_after_tensor_it_decodes_to_the_same_bits(kernel: str, before: list[Any]) -> None:
+    delta, inner = gaussian(LAYOUT, 7, directions=2), [*before, {"id": "ecsq", "target_bits": 3.0}]
+    made = chain.codec([{"id": "error_feedback", "inner": inner}, {"id": "pack"}])
+    payload, _ = made.encode(delta, made.init(LAYOUT))
+    whole, parts = made.decode(payload, LAYOUT).vector, made.parts(payload, LAYOUT)
+    assert parts is not None
+    for (tensor, place), (found, values) in zip(LAYOUT.slices(), parts, strict=True):
+        assert place == found and values.shape == tensor.shape
+        np.testing.assert_array_equal(values.reshape(-1), whole[place])
+    assert chain.codec("top_k_int4").parts(chain.codec("top_k_int4").encode(delta, {"0.residual": whole})[0], LAYOUT) is None

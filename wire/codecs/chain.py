@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from wire import spec
-from wire.codecs import Shape, Stage, State, series, vector_shape
+from wire.codecs import Shape, Stage, State, rank_rows, series, vector_shape
 from wire.codecs.compositions import COMPOSITIONS
-from wire.delta import Delta, Layout, Tensor
+from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
 from wire.spec import Plain
 
@@ -72,6 +72,15 @@ class Chain:
             raise PayloadError(Reason.NOT_FINITE, "the update has an entry that is not a finite number")
         return Delta(layout, vector)
 
+    def parts(self, payload: bytes | memoryview, layout: Layout) -> Iterator[tuple[slice, Vector]] | None:
+        """What `decode` gives, tensor after tensor, each with its place and in its shape: a fold of it stays in cache.
+
+        None for a codec that decodes in one piece only. Raises PayloadError, as late as at the end.
+        """
+        self._check_header(payload, layout)
+        found = series.parts(self.stages, payload[HEADER_BYTES:], shape(layout))
+        return None if found is None else _placed(found, layout)
+
     def _header(self, layout: Layout) -> bytes:
         return MAGIC + b"".join(bytes.fromhex(name)[:NAME_BYTES] for name in (layout.digest, self.digest))
 
@@ -84,6 +93,14 @@ class Chain:
             raise PayloadError(Reason.WRONG_LAYOUT, "the update was encoded for another layout")
         if found[second:] != wanted[second:]:
             raise PayloadError(Reason.WRONG_CODEC, f"the update was encoded by another codec than {self}")
+
+
+def _placed(parts: Iterator[Vector], layout: Layout) -> Iterator[tuple[slice, Vector]]:
+    with np.errstate(all="ignore"):
+        for (tensor, place), part in zip(layout.slices(), parts, strict=True):
+            if not np.isfinite(part).all():
+                raise PayloadError(Reason.NOT_FINITE, "the update has an entry that is not a finite number")
+            yield place, rank_rows.shaped(part, tensor)
 
 
 def shape(layout: Layout) -> Shape:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from wire.codecs import Fields, Shape, Stage, State, series
+from wire.delta import Vector
 from wire.spec import Plain
 
 
@@ -48,6 +50,10 @@ class ErrorFeedback:
         sent, following = series.encode(self.stages, x | {"values": wanted}, inner_state, like)
         arrived = self.decode(sent, like)["values"]
         return sent, {"residual": wanted - arrived, **following}
+
+    def parts(self, y: Fields, like: Shape, parts: None) -> Iterator[Vector] | None:
+        """As `series.parts`."""
+        return series.parts(self.stages, y, like)
 
     def decode(self, y: Fields, like: Shape) -> Fields:
         fields: Fields = series.decode(self.stages, y, like)

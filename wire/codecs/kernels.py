@@ -155,6 +155,11 @@ def reflect(rows: Vector, normal: npt.NDArray[np.int8], factor: np.float32) -> N
         row -= np.float32(number) * total
 
 
+def add(total: Ints, values: Vector, scale: np.float32, weight: int) -> None:
+    """total += weight · round(values · scale), in place; `total` int64 and `values` float32 of one shape [rows, columns]."""
+    total += np.rint(values * scale).astype(np.int32) * np.int64(weight)
+
+
 def _slabs(starts: Ints, lengths: Ints) -> Iterator[tuple[slice, slice]]:
     """Rows, and their entries, some SLAB entries at a time."""
     first = 0

@@ -135,11 +135,18 @@ def _reflect(rows: Any, normal: Any, factor: Any) -> None:
             row[j] -= number * total[j]
 
 
+def _add(total: Any, values: Any, scale: Any, weight: Any) -> None:
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            total[i, j] += np.int64(np.int32(np.rint(values[i, j] * scale))) * weight
+
+
 _compiled = numba.njit(cache=True, nogil=True)
 sums = _compiled(_sums)
 histogram = _compiled(_histogram)
 decode = _compiled(_decode)
 reflect = _compiled(_reflect)
+add = _compiled(_add)
 _quantized = _compiled(_quantize)
 _encoded = _compiled(_encode)
 

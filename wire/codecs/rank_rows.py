@@ -88,6 +88,11 @@ def scattered(rows: Vector, tensors: tuple[Tensor, ...]) -> Vector:
     return out
 
 
+def shaped(rows: Vector, tensor: Tensor) -> Vector:
+    """A view of one tensor's entries in row order, in its own shape."""
+    return rows.reshape(grid(tensor)).T if _turned(tensor) else rows.reshape(tensor.shape)
+
+
 def _turned(tensor: Tensor) -> bool:
     return tensor.role == "lora_B" and len(tensor.shape) == 2
 

@@ -18,7 +18,7 @@ HIGHEST = 127
 @dataclasses.dataclass(frozen=True)
 class Qsgd:
     """`values` -> `norms` float32 [buckets] and `codes` uint8: sign and level of |v| · levels / norm, rounded up or down by
-    chance so that the expectation is the input (arXiv 1610.02132). Codes are coded by `entropy` where the paper has Elias codes."""
+    chance so that the expectation is the input (arXiv 1610.02132). `entropy` codes what the paper codes by Elias."""
 
     levels: int = 4
     bucket: int = 512

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wire import spec
 from wire.codecs import STAGES, Stage, State
+from wire.delta import Vector
 from wire.spec import Plain
 
 
@@ -39,6 +40,26 @@ def encode(stages: Sequence[Stage], x: Any, state: State, like: Any) -> tuple[An
         x, mine = stage.encode(x, mine, shape)
         following |= {f"{i}.{key}": value for key, value in mine.items()}
     return x, following
+
+
+def parts(stages: Sequence[Stage], y: Any, like: Any) -> Iterator[Vector] | None:
+    """The inverse, tensor after tensor in row order, so that no whole vector is made; None if a stage cannot."""
+    if not _in_parts(stages):
+        return None
+    found: Any = None
+    for stage, shape in reversed(list(zip(stages, shapes(stages, like), strict=False))):
+        if stage.kind == "fields":
+            row: Any = stage  # `parts` is no part of the protocol
+            found = row.parts(y, shape, found)
+        else:
+            y = stage.decode(y, shape)
+    made: Iterator[Vector] = found
+    return made
+
+
+def _in_parts(stages: Sequence[Stage]) -> bool:
+    fields = [stage for stage in stages if stage.kind == "fields"]
+    return all(hasattr(stage, "parts") and _in_parts(getattr(stage, "stages", ())) for stage in fields)
 
 
 def decode(stages: Sequence[Stage], y: Any, like: Any) -> Any:
