@@ -11,7 +11,7 @@ SEEDS ?= 10000
 SCHEDULES ?= 1000
 FAULTS ?=
 
-.PHONY: help demo test simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean clean
+.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -74,6 +74,9 @@ bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + b
 
 bench-zo: $(VENV)/ready  ## zeroth order: a step against two forwards, and memory against the NF4 client
 	$(RUN) -m benchmarks.zeroth_order_overhead
+
+fuzz: $(VENV)/ready  ## a million mutated payloads for every decoder, under a limit of 512 MB (hours)
+	$(RUN) -m tests.conformance.test_mutations
 
 bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a float32 axpy
 	$(RUN) -m benchmarks.codec_speed

@@ -8,6 +8,7 @@ are taken in turns, so that none is found in the cache.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -33,7 +34,9 @@ CODECS: dict[str, list[Any]] = {
 def layout() -> Layout:
     """That of rank 16 on all linear layers of a model of 30 layers."""
     shapes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)] * 30
-    factors = [[Tensor(f"{n}.a", (16, i), "lora_A"), Tensor(f"{n}.b", (o, 16), "lora_B")] for n, (i, o) in enumerate(shapes)]
+    factors = [
+        [Tensor(f"{n}.a", (16, i), "lora_A"), Tensor(f"{n}.b", (o, 16), "lora_B")] for n, (i, o) in enumerate(shapes)
+    ]
     return Layout(tuple(t for pair in factors for t in pair))
 
 
@@ -47,7 +50,7 @@ def update(made: Layout, seed: int) -> Delta:
     return Delta(made, np.concatenate(parts))
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator] # numba ships no types
+@numba.njit(nogil=True)
 def axpy(total: Any, x: Any, a: Any) -> None:
     for i in range(total.size):
         total[i] += a * x[i]
@@ -73,8 +76,8 @@ def main() -> None:
     for name, stages in CODECS.items():
         codec, summed = chain.codec(stages), FixedPointSum(made.size)
         payloads = [codec.encode(delta, {})[0] for delta in deltas]
-        encode = seconds(lambda n, codec=codec: codec.encode(deltas[n], {}))
-        fold = seconds(lambda n, codec=codec, s=summed, p=payloads: _fold(codec, s, p[n], made))
+        encode = seconds(functools.partial(_encode, codec, deltas))
+        fold = seconds(functools.partial(_fold, codec, payloads, summed, made))
         print(
             f"{name:20} {8 * len(payloads[0]) / made.size:6.3f} bit  encode {1e-6 * made.size / encode:6.1f} Mparam/s"
             f"  decode and accumulate {1e-6 * made.size / fold:6.1f} Mparam/s, {fold / unit:5.1f} times the axpy",
@@ -82,10 +85,14 @@ def main() -> None:
         )
 
 
-def _fold(codec: chain.Chain, total: FixedPointSum, payload: bytes, made: Layout) -> None:
-    parts = codec.parts(payload, made)
+def _encode(codec: chain.Chain, deltas: list[Delta], number: int) -> None:
+    codec.encode(deltas[number], {})
+
+
+def _fold(codec: chain.Chain, payloads: list[bytes], total: FixedPointSum, made: Layout, number: int) -> None:
+    parts = codec.parts(payloads[number], made)
     if parts is None:
-        total.add(codec.decode(payload, made).vector, 1)
+        total.add(codec.decode(payloads[number], made).vector, 1)
     else:
         total.add_parts(parts, 1)
 

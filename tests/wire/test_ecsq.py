@@ -182,4 +182,7 @@ def test_tensor_after_tensor_it_decodes_to_the_same_bits(kernel: str, before: li
     for (tensor, place), (found, values) in zip(LAYOUT.slices(), parts, strict=True):
         assert place == found and values.shape == tensor.shape
         np.testing.assert_array_equal(values.reshape(-1), whole[place])
-    assert chain.codec("top_k_int4").parts(chain.codec("top_k_int4").encode(delta, {"0.residual": whole})[0], LAYOUT) is None
+    assert (
+        chain.codec("top_k_int4").parts(chain.codec("top_k_int4").encode(delta, {"0.residual": whole})[0], LAYOUT)
+        is None
+    )
