@@ -8,7 +8,7 @@ OUT ?= demo-out
 DEMO ?=
 SEEDS ?= 10000
 
-.PHONY: help demo test simulate check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-coordinator bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -58,7 +58,7 @@ protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gi
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 
-bench: bench-rounds bench-train bench-zo  ## every benchmark: ratios against named baselines
+bench: bench-rounds bench-coordinator bench-train bench-zo  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead
@@ -71,6 +71,9 @@ bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: 
 
 bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
 	$(RUN) -m benchmarks.round_overhead
+
+bench-coordinator: $(VENV)/ready  ## a coordinator beside a bare gRPC handler: CPU, bytes a second, memory, replicas, stalled uploads
+	$(RUN) -m benchmarks.coordinator_throughput
 
 clean:  ## forget the environment and what was made
 	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -28,7 +28,7 @@ class Limits:
     """A sender of whom nothing whole arrives for so long has stalled; what is durable of an upload stays."""
     least_bytes_per_s: float = 4096.0
     """A stream that is slower on average, its first `stall_s` aside, has stalled too."""
-    in_flight_bytes: int = 16 << 20
+    in_flight_bytes: int = 32 << 20
     """Bytes received and not yet durable; what goes beyond is to come again."""
     streams: int = 256
     """Streams of parts open at once."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     MachineError if an address is taken, IdentityError for identities that cannot be read.
     """
     keep_freed_memory()
+    gc.freeze()  # what is loaded by now stays: no later collection need look at it
     meter, accepted, changed, work = Meter(), Bell(), Bell(), Bell()
     store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
     events = Lines(how.log)
