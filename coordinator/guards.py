@@ -28,7 +28,7 @@ class Limits:
     """A sender of whom nothing whole arrives for so long has stalled; what is durable of an upload stays."""
     least_bytes_per_s: float = 4096.0
     """A stream that is slower on average, its first `stall_s` aside, has stalled too."""
-    in_flight_bytes: int = 32 << 20
+    in_flight_bytes: int = 16 << 20
     """Bytes received and not yet durable; what goes beyond is to come again."""
     streams: int = 256
     """Streams of parts open at once."""
@@ -141,3 +141,22 @@ class Guards:
 
     def _busy(self, what: str) -> Refused:
         return Refused(Reason.BUSY, f"{what}; come again", self.limits.retry_after_s)
+
+
+@contextlib.asynccontextmanager
+async def turn(places: asyncio.Semaphore, longest_s: float) -> AsyncIterator[None]:
+    """One of the places where callers are served at once. Whoever takes longer than `longest_s`, as one who has stopped to
+    read, is served on, but no more in the way of others."""
+    await places.acquire()
+    taken = [places]
+
+    def give_back() -> None:
+        if taken:
+            taken.pop().release()
+
+    over = asyncio.get_running_loop().call_later(longest_s, give_back)
+    try:
+        yield
+    finally:
+        over.cancel()
+        give_back()

@@ -16,10 +16,10 @@ from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 
 PART_S = 90.0
 """Deadline of one part of an upload: longer than a coordinator waits for a slow one."""
-QUICK_S = 2.0
+QUICK_S = 1.0
 """After a call that took no longer the next may carry twice as much, else half."""
-CALL_BYTES = 4 * CHUNK_BYTES
-"""What one call carries at most. How much of it is durable its sender hears at the end, or asks where it broke."""
+CALL_BYTES = 2 * PART_BYTES
+"""What one call carries: one part. More would keep the next on its way while one is written, and cost a coordinator memory."""
 Sent = TypeVar("Sent", pb.UploadChunk, pb.UploadPart)
 Progress = Callable[[int, int], None]
 """Told of an upload how many bytes are durable, of how many."""
@@ -64,7 +64,7 @@ class Uploads(Calls):
         while offset < size:
             began, end = time.monotonic(), min(offset + step, size)
             parts = self._counted(_parts(state.upload, device, payload[:end], offset))
-            answer: pb.UploadState = self._devices.AppendUpload(parts, timeout=PART_S * -(-step // CHUNK_BYTES))
+            answer: pb.UploadState = self._devices.AppendUpload(parts, timeout=PART_S * -(-step // (2 * PART_BYTES)))
             self.received += answer.ByteSize() + FRAME_BYTES
             if answer.offset != end:
                 raise PayloadError(Reason.BAD_REQUEST, f"the coordinator took bytes to {end} and says {answer.offset}")
@@ -89,8 +89,8 @@ class Uploads(Calls):
 
 
 def _parts(upload: str, device: str, payload: memoryview, start: int) -> Iterator[pb.UploadPart]:
-    for offset in range(start, len(payload), CHUNK_BYTES):
-        data = bytes(payload[offset : offset + CHUNK_BYTES])
+    for offset in range(start, len(payload), 2 * PART_BYTES):
+        data = bytes(payload[offset : offset + 2 * PART_BYTES])
         yield pb.UploadPart(upload=upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data)
 
 
