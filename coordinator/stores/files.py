@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.stores.declared import Declared
+from wire.durable import make_folder, sync_folder
 from wire.errors import MachineError, Reason, Refused
 
 ABANDONED_AFTER_S = 86_400.0
@@ -28,14 +29,6 @@ def _disk() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refused(Reason.DISK_FULL, "the coordinator's disk is full") from error
         raise MachineError(f"blob store: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _linked(path: Path, place: Path) -> bool:
@@ -70,8 +63,9 @@ class FileBlobs:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder, self._aside = Path(folder), Path(folder) / "aside"
+        self._durable: set[str] = set()
         try:
-            self._aside.mkdir(parents=True, exist_ok=True)
+            make_folder(self._aside)
         except OSError as error:
             raise MachineError(f"{folder}: cannot keep blobs here: {error.strerror}") from error
         self._sweep()
@@ -96,14 +90,19 @@ class FileBlobs:
     def link(self, path: Path, digest: str) -> None:
         """Give a finished file its name. The winner of a race and the loser have the same bytes."""
         place = self._place(digest)
-        if not place.parent.exists():
-            place.parent.mkdir(exist_ok=True)
-            sync_folder(self._folder)
+        self._ready(place.parent)
         while not _linked(path, place):
             with contextlib.suppress(FileNotFoundError):  # `gc` was faster: link it again
                 os.utime(place)  # as good as new: `gc` goes by age
                 break
         sync_folder(place.parent)
+
+    def _ready(self, folder: Path) -> None:
+        """A folder for blobs, with a durable name. That it is there says nothing of its name: who made it may have died."""
+        if folder.name not in self._durable:
+            folder.mkdir(exist_ok=True)
+            sync_folder(self._folder)
+            self._durable.add(folder.name)
 
     def put(self, data: bytes | memoryview) -> str:
         with self.writer(None, len(data)) as writer:
