@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from coordinator.meter import Meter
 
+T = TypeVar("T")
 OURS = "/edgetune."
 
 
@@ -27,7 +28,8 @@ _SHAPES = {
 
 
 class Counted(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
-    """An interceptor that changes nothing and counts everything."""
+    """An interceptor that changes nothing and counts everything: bytes where gRPC has them, since a message would have to be
+    written again to tell its size."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -38,43 +40,31 @@ class Counted(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships n
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler
-        return reshaped(handler, self._around(handler))
-
-    def _around(self, handler: Any) -> Callable[..., Any]:
-        if handler.request_streaming:
-            return self._upload
-        return self._stream if handler.response_streaming else self._unary
-
-    def _unary(self, inner: Any) -> Any:
-        async def counted(request: Any, context: Any) -> Any:
-            self._meter.bytes_in += request.ByteSize()
-            return self._sent(await inner(request, context))
-
-        return counted
-
-    def _stream(self, inner: Any) -> Any:
-        async def counted(request: Any, context: Any) -> AsyncIterator[Any]:
-            self._meter.bytes_in += request.ByteSize()
-            async for answer in inner(request, context):
-                yield self._sent(answer)
-
-        return counted
+        make, name = _SHAPES[handler.request_streaming, handler.response_streaming]
+        behaviour = self._upload(getattr(handler, name)) if handler.request_streaming else getattr(handler, name)
+        return make(behaviour, self._received(handler.request_deserializer), self._sent(handler.response_serializer))
 
     def _upload(self, inner: Any) -> Any:
         async def counted(requests: AsyncIterator[Any], context: Any) -> Any:
             self._meter.uploads += 1
             try:
-                return self._sent(await inner(self._received(requests), context))
+                return await inner(requests, context)
             finally:
                 self._meter.uploads -= 1
 
         return counted
 
-    async def _received(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
-            self._meter.bytes_in += request.ByteSize()
-            yield request
+    def _received(self, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+        def counted(data: bytes) -> T:
+            self._meter.bytes_in += len(data)
+            return read(data)
 
-    def _sent(self, answer: Any) -> Any:
-        self._meter.bytes_out += answer.ByteSize()
-        return answer
+        return counted
+
+    def _sent(self, write: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        def counted(message: Any) -> bytes:
+            data = write(message)
+            self._meter.bytes_out += len(data)
+            return data
+
+        return counted

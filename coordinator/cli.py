@@ -39,6 +39,8 @@ examples:
 passwords stay out of the command line, where every user of the machine can read them: PGPASSWORD or ~/.pgpass for the
 database; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the bucket, AWS_ENDPOINT_URL, AWS_REGION and AWS_ALLOW_HTTP for
 where it is, or s3://bucket/prefix?endpoint=https://…&region=…&allow_http=true
+
+OTEL_EXPORTER_OTLP_ENDPOINT says where spans of calls and transactions are sent (OTLP over HTTP; the extra `telemetry`)
 """
 DEFAULT_LISTEN = "127.0.0.1:7443"
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

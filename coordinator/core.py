@@ -54,7 +54,7 @@ class Core:
         self.events, self.refusals = events, Refusals(meter, events)
         self.accepted, self.changed, self.work = accepted, changed, work
         self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
-        self.uploads = Uploads(store, self.guards, disk)
+        self.uploads = Uploads(store, self.guards, compute, disk)
         self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
         self._rules: dict[str, publish.Rules] = {}

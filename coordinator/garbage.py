@@ -30,7 +30,8 @@ async def sweep(store: Store, grace_s: float, dry_run: bool) -> Swept:
         if not dry_run:
             await store.ledger.transact(uploads.forget_expired)
         old = await asyncio.to_thread(lambda: set(store.blobs.older(grace_s)))
-        unnamed = old - await store.ledger.named_blobs()
+        growing = await store.ledger.look(lambda db, _: uploads.names(db))
+        unnamed = old - growing - await store.ledger.named_blobs()
         return await asyncio.to_thread(_delete, store.blobs, unnamed, grace_s, dry_run)
     finally:
         await store.ledger.close()

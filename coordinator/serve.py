@@ -9,10 +9,12 @@ import dataclasses
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator import telemetry
 from coordinator.administration import Administration
 from coordinator.authority import Authority
 from coordinator.bell import Bell
@@ -30,6 +32,9 @@ from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
 from wire.messages import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 DRAIN_S = 5.0
 OPTIONS = [
@@ -59,10 +64,16 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     """Serve until SIGTERM or SIGINT; `ready` gets the bound addresses.
 
     With identities every call needs a certificate, but for those of the enrolment door, where devices get theirs. Raises
-    MachineError if an address is taken, IdentityError for identities that cannot be read.
+    MachineError if an address is taken, IdentityError for identities that cannot be read, MissingExtra where the environment
+    asks for spans that nothing here can make.
     """
     keep_freed_memory()
-    meter, accepted, changed, work = Meter(), Bell(), Bell(), Bell()
+    with telemetry.tracing() as tracer:
+        await _serve(store, how, ready, tracer)
+
+
+async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tracer: Tracer | None) -> None:
+    meter, accepted, changed, work = telemetry.meter(tracer), Bell(), Bell(), Bell()
     store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
     events = Lines(how.log)
     who = how.trust.over(store.ledger, meter, events) if how.trust else None
@@ -74,9 +85,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
         core = Core(store, compute, disk, accepted, changed, work, meter, who, events=events)
         # a second coordinator on the same port must fail, not share it by accident
         options = [("grpc.so_reuseport", int(how.shared)), *OPTIONS]
-        server = grpc.aio.server(
-            options=options, interceptors=[Counted(meter), *([Gate(who, core.refusals)] if who else [])]
-        )
+        server = grpc.aio.server(options=options, interceptors=_interceptors(core, tracer))
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)
         pb_grpc.add_EnrolmentServicer_to_server(Enrolment(core), server)
@@ -100,6 +109,13 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
             await server.stop(DRAIN_S)
             await _cancelled(tasks)
             await store.ledger.close()
+
+
+def _interceptors(core: Core, tracer: Tracer | None) -> list[grpc.aio.ServerInterceptor]:
+    """From the outside in."""
+    traced = [telemetry.TracedCalls(tracer)] if tracer else []
+    gate = [Gate(core.who, core.refusals)] if core.who else []
+    return [*traced, Counted(core.meter), *gate]
 
 
 def _shown(meter: Meter, store: Store, address: str | None) -> contextlib.AbstractContextManager[None]:

@@ -170,19 +170,15 @@ class Federation(pb_grpc.FederationServicer):
             by = await self._core.rules(contribution.run)
             ingest.declared(contribution, by)
             if payload is None:
-                await self._core.uploads.join(contribution)
-            await on(self._core.compute, self._examine, contribution, payload, by)
-            if payload is not None:
+                await self._core.uploads.finish(contribution, by)
+            else:
+                await on(self._core.compute, ingest.examine, contribution, payload, by)
                 await on(self._core.disk, self._put, payload)
         receipt = await self._store.ledger.accept(contribution)
         self._core.meter.accepts += 1
         if contribution.digest and payload is None:
             await self._core.uploads.forget(contribution)
         return receipt
-
-    def _examine(self, contribution: Contribution, payload: bytes | None, by: publish.Rules) -> None:
-        """An uploaded payload is mapped only while it is looked at: memory does not grow with those that wait."""
-        ingest.examine(contribution, self._store.blobs.get(contribution.digest) if payload is None else payload, by)
 
     def _put(self, payload: bytes) -> None:
         self._core.guards.room(len(payload))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize import tensors
 from wire.delta import Delta
 from wire.errors import MachineError
 from wire.messages import Task
@@ -15,6 +14,8 @@ def write(folder: Path, delta: Delta, task: Task, device: str) -> Path:
 
     Raises MachineError where the folder cannot be written.
     """
+    from quantize import tensors  # needed here alone: clients on small machines count megabytes
+
     path = folder / f"{task.run}-{task.round:04}-{device}.safetensors"
     declared = {tensor.name: ("F32", tensor.shape) for tensor in delta.layout.tensors}
     whose = {"run": task.run, "round": str(task.round), "device": device, "base": task.release_digest}

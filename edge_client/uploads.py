@@ -15,8 +15,8 @@ from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 
 PART_S = 90.0
 """Deadline of one part of an upload: longer than a coordinator waits for a slow one."""
-QUICK_S = 1.0
-"""A link that took no longer for a part may have parts of twice the size: each costs the coordinator a sync."""
+QUICK_S = 2.0
+"""After a part that took no longer the next may be twice as long, else half: each costs the coordinator a sync."""
 Progress = Callable[[int, int], None]
 """Told of an upload how many bytes are durable, of how many."""
 
@@ -59,7 +59,8 @@ class Uploads(Calls):
                 upload=state.upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data
             )
             offset = self._append(part).offset
-            step = 2 * PART_BYTES if time.monotonic() - began < QUICK_S else PART_BYTES
+            quick = time.monotonic() - began < QUICK_S
+            step = min(2 * step, CHUNK_BYTES) if quick else max(step // 2, PART_BYTES)
             progress(offset, size)
 
     def _append(self, part: pb.UploadPart) -> pb.UploadState:

@@ -25,6 +25,7 @@ EXTRAS = {
     "psycopg": "postgres",
     "obstore": "s3",
     "prometheus_client": "metrics",
+    "opentelemetry": "telemetry",
 }
 """Package -> the extra that brings it."""
 

@@ -143,14 +143,32 @@ class BlobWriter(Protocol):
         """Make the blob durable and visible; its digest. BAD_SIZE, BAD_DIGEST if it is not what was declared."""
 
 
+class Growing(Protocol):
+    """A blob that grows in place under a name that is no digest, held by one caller of one process at a time."""
+
+    def size(self) -> int: ...
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """Put bytes at `start`, which is at most `size`, and end with them; durable when it returns. DISK_FULL."""
+
+    def finish(self, digest: str) -> None:
+        """Name the bytes by their digest, which the caller has checked; durable when it returns."""
+
+
 class Blobs(Protocol):
-    """Immutable bytes under their SHA-256."""
+    """Immutable bytes under their SHA-256; where a store can, also bytes that grow, under a name of 32 digits."""
 
     def writer(self, digest: str | None, size: int) -> AbstractContextManager[BlobWriter]:
         """Write a blob of exactly `size` bytes; leaving without `commit` leaves nothing behind. DISK_FULL."""
 
     def put(self, data: bytes | memoryview) -> str:
         """Write at once. The same bytes again are a no-op."""
+
+    def grow(self, name: str) -> None:
+        """Begin a blob that grows, where the store has such. The same again is a no-op."""
+
+    def growing(self, name: str) -> AbstractContextManager[Growing | None]:
+        """A blob that grows, for this caller alone while the context is open; None if there is none. BUSY if another has it."""
 
     def get(self, digest: str) -> memoryview:
         """The bytes, mapped where the store can. UNKNOWN_BLOB if there are none."""

@@ -1,9 +1,13 @@
-"""Blobs as files, `ab/abcdef…`: written aside, synced, linked into place, directory synced. Survives power cuts."""
+"""Blobs as files, `ab/abcdef…`: written aside, synced, linked into place, directory synced. Survives power cuts.
+
+One that grows lies under its own name from the start, synced with each addition, and is linked into its place when it is whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -13,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.stores.declared import Declared
+from wire.contract import RETRY_AFTER_S
 from wire.durable import make_folder, sync_folder
 from wire.errors import MachineError, Reason, Refused
 
@@ -39,6 +44,15 @@ def _linked(path: Path, place: Path) -> bool:
     return True
 
 
+def _lock(handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Refused(Reason.BUSY, "another call adds to this upload", RETRY_AFTER_S) from error
+    except OSError as error:
+        raise MachineError(f"blob store: files cannot be locked here: {error}") from error
+
+
 class _FileWriter:
     def __init__(self, blobs: FileBlobs, handle: int, path: Path, declared: Declared) -> None:
         self._blobs, self._handle, self._path, self._declared = blobs, handle, path, declared
@@ -56,6 +70,29 @@ class _FileWriter:
             os.fsync(self._handle)
             self._blobs.link(self._path, digest)
         return digest
+
+
+class _Growing:
+    """See `coordinator.stores.Growing`."""
+
+    def __init__(self, blobs: FileBlobs, handle: int, path: Path) -> None:
+        self._blobs, self._handle, self._path = blobs, handle, path
+
+    def size(self) -> int:
+        return os.fstat(self._handle).st_size
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        with _disk():
+            os.ftruncate(self._handle, start)  # beyond it may lie what a process that died left
+            os.lseek(self._handle, start, os.SEEK_SET)
+            while view:
+                view = view[os.write(self._handle, view) :]
+            os.fsync(self._handle)
+
+    def finish(self, digest: str) -> None:
+        with _disk():
+            self._blobs.link(self._path, digest)
 
 
 class FileBlobs:
@@ -90,19 +127,41 @@ class FileBlobs:
     def link(self, path: Path, digest: str) -> None:
         """Give a finished file its name. The winner of a race and the loser have the same bytes."""
         place = self._place(digest)
-        self._ready(place.parent)
+        self._make_folder(place.parent)
         while not _linked(path, place):
             with contextlib.suppress(FileNotFoundError):  # `gc` was faster: link it again
                 os.utime(place)  # as good as new: `gc` goes by age
                 break
         sync_folder(place.parent)
 
-    def _ready(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         """A folder for blobs, with a durable name. That it is there says nothing of its name: who made it may have died."""
         if folder.name not in self._durable:
             folder.mkdir(exist_ok=True)
             sync_folder(self._folder)
             self._durable.add(folder.name)
+
+    def grow(self, name: str) -> None:
+        place = self._place(name)
+        with _disk():
+            self._make_folder(place.parent)
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
+            sync_folder(place.parent)
+
+    @contextlib.contextmanager
+    def growing(self, name: str) -> Iterator[_Growing | None]:
+        """The lock is the open file's: it ends with the process, however that ends."""
+        place = self._place(name)
+        try:
+            handle = os.open(place, os.O_RDWR)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            _lock(handle)
+            yield _Growing(self, handle, place)
+        finally:
+            os.close(handle)
 
     def put(self, data: bytes | memoryview) -> str:
         with self.writer(None, len(data)) as writer:

@@ -39,6 +39,12 @@ class MemoryBlobs:
             writer.write(data)
             return writer.commit()
 
+    def grow(self, name: str) -> None:
+        """Nothing grows here."""
+
+    def growing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def get(self, digest: str) -> memoryview:
         try:
             return memoryview(self._kept[digest][0])

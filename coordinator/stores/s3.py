@@ -126,6 +126,12 @@ class S3Blobs:
         self.create(digest, data)
         return digest
 
+    def grow(self, name: str) -> None:
+        """Objects do not grow."""
+
+    def growing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def get(self, digest: str) -> memoryview:
         with _server(digest), _disk(), tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spool:
             answer = obstore.get(self._store, digest)

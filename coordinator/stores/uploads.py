@@ -12,6 +12,9 @@ from coordinator.stores.connection import Connection
 from wire.errors import Reason, Refused
 from wire.messages import Contribution
 
+GROWN = "grown"
+"""Stands for the blob of an upload's parts where they lie in one that grows, under the upload's id. It is nothing's digest: a
+process that knows only of parts finds no such blob, and has the device begin anew."""
 _COLUMNS = "id, device, size, received"
 _KEY = "run = ? AND number = ? AND attempt = ? AND device = ? AND digest = ?"
 
@@ -66,20 +69,27 @@ def find(db: Connection, upload: str, device: str, now_us: int) -> Upload:
         raise Refused(Reason.UNKNOWN_UPLOAD, "no such upload; it may have expired")
     if row[1] != device:
         raise Refused(Reason.NOT_ASSIGNED, f"this upload is not one of {device}")
-    run, number, attempt = db.execute("SELECT run, number, attempt FROM uploads WHERE id = ?", (upload,)).fetchone()
-    updates.check_open(db, (run, number, attempt, device), now_us)
+    _check_open(db, upload, now_us)
     return Upload(*row)
 
 
+def _check_open(db: Connection, upload: str, now_us: int) -> None:
+    for key in db.execute("SELECT run, number, attempt, device FROM uploads WHERE id = ?", (upload,)).fetchall():
+        updates.check_open(db, key, now_us)
+
+
 def append(db: Connection, upload: str, start: int, size: int, digest: str, keep_us: int, now_us: int) -> int:
-    """Name a part that is durable; where the upload ends now. WRONG_OFFSET if it did not end at `start`."""
+    """Name a part that is durable, by its blob's digest or GROWN; where the upload ends now. WRONG_OFFSET if it did not end
+    at `start`; ROUND_CLOSED or STALE_RELEASE if it comes too late to count."""
+    _check_open(db, upload, now_us)
     moved = db.execute(
         "UPDATE uploads SET received = ?, expires_us = ? WHERE id = ? AND received = ?",
         (start + size, now_us + keep_us, upload, start),
     ).rowcount
     if moved != 1:
         raise wrong_offset(db.execute("SELECT received FROM uploads WHERE id = ?", (upload,)).fetchone())
-    db.execute("INSERT INTO upload_parts (upload, start, digest) VALUES (?, ?, ?)", (upload, start, digest))
+    if start == 0 or digest != GROWN:
+        db.execute("INSERT INTO upload_parts (upload, start, digest) VALUES (?, ?, ?)", (upload, start, digest))
     return start + size
 
 
@@ -91,14 +101,14 @@ def wrong_offset(row: tuple[int] | None) -> Refused:
 
 
 def parts(db: Connection, upload: str) -> list[str]:
-    """The blob of each part, in order."""
+    """The blob of each part, in order; of all those that have grown together, GROWN once."""
     rows = db.execute("SELECT digest FROM upload_parts WHERE upload = ? ORDER BY start", (upload,)).fetchall()
     return [digest for (digest,) in rows]
 
 
 def forget(db: Connection, upload: str) -> list[str]:
     """Remove an upload; the blobs that nobody names any more. Idempotent."""
-    unnamed = parts(db, upload)
+    unnamed = [upload if digest == GROWN else digest for digest in parts(db, upload)] or [upload]
     db.execute("DELETE FROM upload_parts WHERE upload = ?", (upload,))
     db.execute("DELETE FROM uploads WHERE id = ?", (upload,))
     return unnamed
@@ -124,8 +134,14 @@ def forget_expired(db: Connection, now_us: int) -> list[str]:
 
 
 def named_parts(db: Connection) -> set[str]:
-    """The blobs of all parts."""
-    return {digest for (digest,) in db.execute("SELECT digest FROM upload_parts").fetchall()}
+    """The blobs of all parts that are blobs of their own."""
+    named = db.execute("SELECT digest FROM upload_parts WHERE digest <> ?", (GROWN,)).fetchall()
+    return {digest for (digest,) in named}
+
+
+def names(db: Connection) -> set[str]:
+    """Every upload, by the name under which its bytes may be growing."""
+    return {upload for (upload,) in db.execute("SELECT id FROM uploads").fetchall()}
 
 
 def _key(mine: Contribution) -> tuple[str, int, int, str, str]:

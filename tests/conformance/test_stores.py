@@ -721,3 +721,42 @@ def test_a_blob_that_is_not_what_was_declared_is_refused(blobs: Blobs, digest: s
         store(blobs, DATA, digest, size)
     assert caught.value.reason is reason
     assert list(blobs.digests()) == []
+
+
+GROWING = "0" * 32
+
+
+def grows(blobs: Blobs) -> bool:
+    blobs.grow(GROWING)
+    with blobs.growing(GROWING) as blob:
+        return blob is not None
+
+
+def test_a_blob_that_grows_ends_where_it_was_last_written_and_is_found_by_its_digest_when_it_is_finished(
+    blobs: Blobs,
+) -> None:
+    if not grows(blobs):
+        return
+    with blobs.growing(GROWING) as blob:
+        assert blob is not None and blob.size() == 0
+        blob.write(0, DATA[:100])
+        blob.write(100, b"what nobody was told of, and is longer than what follows" * 50)
+        blob.write(100, DATA[100:])
+        assert blob.size() == len(DATA) and bytes(blobs.get(GROWING)) == DATA
+        blob.finish(DIGEST)
+    blobs.grow(GROWING)
+    assert set(blobs.digests()) == {GROWING, DIGEST} and blobs.size(GROWING) == len(DATA)
+    blobs.delete(GROWING)
+    assert bytes(blobs.get(DIGEST)) == DATA
+    with blobs.growing(GROWING) as blob:
+        assert blob is None
+
+
+def test_a_blob_that_grows_is_held_by_one_at_a_time(blobs: Blobs) -> None:
+    if not grows(blobs):
+        return
+    with blobs.growing(GROWING), pytest.raises(Refused) as caught, blobs.growing(GROWING):
+        pass
+    assert caught.value.reason is Reason.BUSY and caught.value.retry_after_s
+    with blobs.growing(GROWING) as blob:
+        assert blob is not None

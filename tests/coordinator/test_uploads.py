@@ -182,8 +182,9 @@ def test_what_is_counted_leaves_no_part_behind(place: Place) -> None:
     with replicas(place) as [replica]:
         device = Device(replica)
         before = kept(replica.store)
-        device.send_all()
-        assert len(kept(replica.store)) == len(before) + -(-len(device.payload) // PART)
+        upload = device.send_all()
+        meanwhile = kept(replica.store) - before
+        assert meanwhile == {upload} or len(meanwhile) == -(-len(device.payload) // PART)
         device.commit()
         assert kept(replica.store) == before | {device.mine.digest}
 
@@ -383,6 +384,70 @@ def test_an_upload_that_was_given_up_is_deleted_and_a_device_that_comes_all_the_
         assert no(lambda: device.append(device.part(upload, PART)))[0] is Reason.UNKNOWN_UPLOAD
         with Connection(replica.address) as connection:
             assert connection.send(device.mine, device.payload).digest == device.mine.digest
+
+
+def test_an_upload_that_was_begun_in_blobs_goes_on_and_ends_in_them(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        before = kept(replica.store)
+        upload = device.create().upload
+        replica.store.blobs.delete(upload)  # as a process of before blobs grew would have begun it
+        for offset in range(0, len(device.payload), PART):
+            device.append(device.part(upload, offset))
+        assert len(kept(replica.store) - before) == -(-len(device.payload) // PART)
+        assert device.commit().digest == device.mine.digest
+        assert kept(replica.store) == before | {device.mine.digest}
+
+
+def test_an_upload_whose_bytes_are_gone_begins_anew(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        replica.store.blobs.delete(device.send_all())
+        assert no(device.commit)[:2] == (Reason.UNKNOWN_BLOB, grpc.StatusCode.NOT_FOUND)
+        assert device.create().offset == 0
+        device.send_all()
+        assert device.commit().digest == device.mine.digest
+
+
+def test_what_a_dead_process_wrote_and_nobody_was_told_of_is_written_over(folder: Place) -> None:
+    with replicas(folder, 2) as (first, second):
+        device = Device(first)
+        upload = device.create().upload
+        device.append(device.part(upload, 0))
+        with (Path(folder.blobs) / upload[:2] / upload).open("ab") as file:
+            file.write(b"x" * (3 * PART))
+        for offset in range(PART, len(device.payload), PART):
+            device.at((first, second)[offset // PART % 2]).append(device.part(upload, offset))
+        assert device.commit().digest == device.mine.digest
+
+
+def test_a_part_while_another_of_its_upload_is_being_written_is_to_come_again(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        upload = device.create().upload
+        with replica.store.blobs.growing(upload):
+            assert no(lambda: device.append(device.part(upload, 0)))[:2] == (
+                Reason.BUSY,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            )
+        assert device.append(device.part(upload, 0)) == PART
+
+
+def test_an_upload_that_is_counted_cannot_be_written_to(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        upload = device.send_all()
+        device.commit()
+        for offset in (0, PART, len(device.payload)):
+            assert no(lambda at=offset: device.append(device.part(upload, 0, offset=at)))[0] is Reason.UNKNOWN_UPLOAD
+        assert bytes(replica.store.blobs.get(device.mine.digest)) == device.payload
+
+
+def test_the_name_of_an_upload_opens_no_other_file(folder: Place) -> None:
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        for name in ("../../ledger.sqlite", replica.store.blobs.put(b"other"), "", "/etc/hostname"):
+            assert no(lambda n=name: device.append(device.part(n, 0)))[0] is Reason.UNKNOWN_UPLOAD
 
 
 def test_a_sweep_spares_what_is_on_its_way(folder: Place) -> None:

@@ -45,6 +45,29 @@ def test_help_loads_neither_torch_nor_grpc() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
+    needless = (
+        "tqdm",
+        "quantize",
+        "google.rpc",
+        "grpc_status",
+        "cryptography",
+        "tomllib",
+        "shutil",
+        "zstandard",
+        "psutil",
+    )
+    probe = (
+        "import sys\n"
+        "from edge_client import cli, engines, methods, participate, progress, session, state, transport\n"
+        "from edge_client.engines import toy\n"
+        "from edge_client.methods import lora\n"
+        f"print([m for m in {needless} if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
