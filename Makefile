@@ -6,9 +6,10 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 OUT ?= demo-out
 DEMO ?=
+SOAK ?=
 SEEDS ?= 10000
 
-.PHONY: help demo test simulate check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate soak check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -27,6 +28,9 @@ test: $(VENV)/ready  ## every test
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
+
+soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
+	$(RUN) -m tests.faults.soak $(SOAK)
 
 check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
 	$(PYTEST) --cov --cov-report=term

@@ -49,11 +49,12 @@ class Core:
         who: Identities | None = None,
         limits: Limits = DEFAULTS,
         events: Events = unheard,
+        replicas: int = 1,
     ) -> None:
         self.store, self.compute, self.disk, self.meter, self.who = store, compute, disk, meter, who
         self.events, self.refusals = events, Refusals(meter, events)
         self.accepted, self.changed, self.work = accepted, changed, work
-        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger)
+        self.guards, self.lobby = Guards(limits, store.blobs), Lobby(store.ledger, replicas)
         self.uploads = Uploads(store, self.guards, compute, disk)
         self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False

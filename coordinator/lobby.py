@@ -21,8 +21,8 @@ REMEMBERED = 1 << 17
 class Lobby:
     """One process's waiting devices: those whose calls it holds, and those it has told to come again."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, replicas: int = 1) -> None:
+        self._ledger, self._replicas = ledger, replicas
         self._asking: list[tuple[Ask, asyncio.Future[Offers]]] = []
         self._serving: asyncio.Task[None] | None = None
         self._returns: list[float] = []
@@ -55,7 +55,7 @@ class Lobby:
         while self._returns and self._returns[0] <= now:
             heapq.heappop(self._returns)
         waiting = self.held + len(self._returns) + 1
-        pause_s = pacing.retry_after_s(work_in_s, waiting, random.random())  # jitter, not a secret
+        pause_s = pacing.retry_after_s(work_in_s, waiting, random.random(), self._replicas)  # jitter, not a secret
         if len(self._returns) < REMEMBERED:
             heapq.heappush(self._returns, now + pause_s)
         return pause_s

@@ -44,7 +44,7 @@ def serve_together(place: Place, how: Serving, count: int, ready: Callable[[Door
     asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
     with ExitStack() as ports:
         doors = Doors(*[_kept(listen, ports) for listen in dataclasses.astuple(how.listen)])
-        Replicas(place, dataclasses.replace(how, listen=doors, shared=True), tell).run(count, ready)
+        Replicas(place, dataclasses.replace(how, listen=doors, replicas=count), tell).run(count, ready)
 
 
 def _kept(listen: str, ports: ExitStack) -> str:

@@ -51,12 +51,12 @@ OPTIONS = [
 @dataclasses.dataclass(frozen=True)
 class Serving:
     """How a process serves: where it listens, whom it trusts (None: there is one door, and it is open), where it shows its
-    own numbers (None: nowhere), whether other replicas listen there too, and how it says what happens."""
+    own numbers (None: nowhere), how many replicas listen there too (0: it does not let any), and how it says what happens."""
 
     listen: Doors
     trust: Trust | None = None
     metrics: str | None = None
-    shared: bool = False
+    replicas: int = 0
     log: Format = "text"
 
 
@@ -82,9 +82,11 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
         ThreadPoolExecutor(4, "disk") as disk,
         _shown(meter, store, how.metrics),
     ):
-        core = Core(store, compute, disk, accepted, changed, work, meter, who, events=events)
+        core = Core(
+            store, compute, disk, accepted, changed, work, meter, who, events=events, replicas=max(1, how.replicas)
+        )
         # a second coordinator on the same port must fail, not share it by accident
-        options = [("grpc.so_reuseport", int(how.shared)), *OPTIONS]
+        options = [("grpc.so_reuseport", int(how.replicas > 0)), *OPTIONS]
         server = grpc.aio.server(options=options, interceptors=_interceptors(core, tracer))
         pb_grpc.add_FederationServicer_to_server(Federation(core), server)
         pb_grpc.add_AdministrationServicer_to_server(Administration(core), server)

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from edge_client.calls import TRANSFER_S, as_ours
+from edge_client.calls import WATCH_S, as_ours
 from edge_client.uploads import Uploads
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -90,7 +90,7 @@ class Administration(Uploads):
 
     def _watching(self, run: str) -> Iterator[RunStatus]:
         """A stream that has already answered once, so that refusals are raised here and not while it is read."""
-        stream = self._people.WatchRun(pb.GetRunRequest(run=run), timeout=TRANSFER_S)
+        stream = self._people.WatchRun(pb.GetRunRequest(run=run), timeout=WATCH_S)
         first = next(stream)
 
         def rest() -> Iterator[RunStatus]:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # it needs a cryptographic library, which a client without id
 
 T = TypeVar("T")
 CALL_S = 30.0
-TRANSFER_S = 3600.0
-"""Deadline of a stream of chunks: 20 MB in an hour is the slowest link that is served."""
+SLOWEST_BYTES_PER_S = 5_500
+"""The slowest link that is served: 20 MB in an hour."""
+WATCH_S = 3600.0
 FIRST_CONTACT_S = 5.0
 RENEW_S = 10.0
 RENEW_AGAIN_S = 60.0
@@ -46,6 +47,12 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 ASK_AGAIN = frozenset({Action.RETRY})
 SEND_AGAIN = frozenset({Action.RETRY, Action.RESUME})
 """The actions after which a call is made again, and bytes are sent from where they have come to."""
+
+
+def transfer_s(size: int) -> float:
+    """Deadline of a call that carries `size` bytes: what is lost on the way is noticed as soon as even the slowest link would
+    have done."""
+    return CALL_S + size / SLOWEST_BYTES_PER_S
 
 
 class Calls:

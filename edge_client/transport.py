@@ -10,7 +10,7 @@ import json
 import grpc
 
 from edge_client.administration import Administration
-from edge_client.calls import CALL_S, FRAME_BYTES, TRANSFER_S
+from edge_client.calls import CALL_S, FRAME_BYTES, transfer_s
 from protos.v1 import federation_pb2 as pb
 from wire import run_spec
 from wire.delta import Layout
@@ -77,7 +77,7 @@ class Connection(Administration):
         manifest: ReleaseManifest | None = None
         sizes: tuple[int, ...] = ()
         data = bytearray()
-        for chunk in self._devices.FetchRelease(request, timeout=TRANSFER_S):
+        for chunk in self._devices.FetchRelease(request, timeout=transfer_s(limit)):
             self.received += chunk.ByteSize() + FRAME_BYTES
             if manifest is None:
                 manifest, sizes = ReleaseManifest.parse(chunk.release.manifest_json), tuple(chunk.step_bytes)

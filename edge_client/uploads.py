@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from edge_client.calls import FRAME_BYTES, SEND_AGAIN, TRANSFER_S, Calls, as_ours
+from edge_client.calls import FRAME_BYTES, SEND_AGAIN, Calls, as_ours, transfer_s
 from protos.v1 import federation_pb2 as pb
 from wire import spec
 from wire.errors import PayloadError, Reason
@@ -31,8 +31,12 @@ class Uploads(Calls):
         """
         if len(payload) > CHUNK_BYTES:
             return self._upload(contribution.to_proto(), memoryview(payload), progress)
-        request = pb.SubmitRequest(contribution=contribution.to_proto(), payload=payload)
-        return Receipt.from_proto(self._again(lambda: self._call(self._devices.Submit, request), SEND_AGAIN))
+        request, deadline_s = (
+            pb.SubmitRequest(contribution=contribution.to_proto(), payload=payload),
+            transfer_s(len(payload)),
+        )
+        receipt = self._again(lambda: self._call(self._devices.Submit, request, deadline_s), SEND_AGAIN)
+        return Receipt.from_proto(receipt)
 
     def _upload(self, mine: pb.Contribution, payload: memoryview, progress: Progress) -> Receipt:
         """Whatever breaks, ask how far the upload is and send the rest. Each durable byte renews patience."""
@@ -46,7 +50,7 @@ class Uploads(Calls):
                 if state.offset > reached:
                     patience, reached = self._patience(), state.offset
                 self._send_rest(state, mine.device, payload, progress)
-                return Receipt.from_proto(self._call(self._devices.Commit, mine, TRANSFER_S))
+                return Receipt.from_proto(self._call(self._devices.Commit, mine, transfer_s(mine.size)))
             except grpc.RpcError as error:
                 patience.pause(as_ours(error), SEND_AGAIN)
 
@@ -76,7 +80,7 @@ class Uploads(Calls):
         digest = spec.bytes_digest(data)
 
         def attempt() -> str:
-            reply = self._devices.Upload(self._counted(_cut(data, digest)), timeout=TRANSFER_S)
+            reply = self._devices.Upload(self._counted(_cut(data, digest)), timeout=transfer_s(len(data)))
             return str(reply.digest)
 
         return self._again(attempt, SEND_AGAIN)

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from coordinator import publish
 from edge_client import bases
 from edge_client.adapters import Base
 from edge_client.releases import Releases
 from edge_client.session import methods, settled
 from edge_client.transport import Connection
-from edgetune import devices
+from edgetune import devices, standing
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
@@ -162,7 +164,7 @@ def _list(args: argparse.Namespace) -> int:
         print(json.dumps([spec.plain(status) for status in statuses]))
         return 0
     for status in statuses:
-        print(_line(status))
+        print(standing.line(status))
     if not statuses:
         print("no runs; `edgetune run create SPEC.toml` opens one")
     return 0
@@ -174,68 +176,29 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(spec.plain(status)))
     else:
-        _table(status)
+        Console().print(standing.text(status), highlight=False)
     return 0
 
 
 def _control(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
         status = connection.control(args.run, args.action, args.reason)
-    print(json.dumps(spec.plain(status)) if args.json else _line(status))
+    print(json.dumps(spec.plain(status)) if args.json else standing.line(status))
     return 0
-
-
-def _line(status: RunStatus) -> str:
-    where = f"round {min(status.round, status.rounds)}/{status.rounds}, {status.accepted}/{status.goal} updates"
-    if status.kind == "evaluate":
-        where = f"all {status.rounds} rounds published, final evaluation {status.accepted}/{status.goal}"
-    refused = f", refused {sum(status.refused.values())}" if status.refused else ""
-    return f"{status.name}: {status.state}, {where}{refused}{': ' + status.detail if status.detail else ''}"
-
-
-def _table(status: RunStatus) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(_line(status), highlight=False, markup=False)
-    console.print(_releases(status))
-    for reason, count in sorted(status.refused.items()):
-        console.print(f"refused {count} x {reason}", highlight=False)
-
-
-def _releases(status: RunStatus) -> Any:
-    from rich.table import Table
-
-    table = Table("release", "digest", "updates", "held-out loss", "perplexity", "bytes up", "bytes down", box=None)
-    for column in table.columns:
-        column.justify = "right"
-    for release in status.releases:
-        loss = release.held_out_loss
-        known = ("", "") if loss is None else (f"{loss:.4f}", f"{2.718281828459045**loss:.2f}")
-        sizes = (f"{release.bytes_up:,}", f"{release.bytes_down:,}")
-        table.add_row(str(release.version), release.digest[:12], str(release.contributions), *known, *sizes)
-    return table
 
 
 def _watch(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
-        last = _show(connection.watch(args.run), args.json)
+        statuses = connection.watch(args.run)
+        last = _as_json(statuses) if args.json else standing.watch(statuses)
     return 0 if last is not None and last.state in ("done", "stopped") else 1
 
 
-def _show(statuses: Iterable[RunStatus], as_json: bool) -> RunStatus | None:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
-
+def _as_json(statuses: Iterable[RunStatus]) -> RunStatus | None:
+    """A line a status; the last."""
     last = None
-    if as_json:
-        for last in statuses:
-            print(json.dumps(spec.plain(last)), flush=True)
-        return last
-    with Live(console=Console(), auto_refresh=False) as live:
-        for last in statuses:
-            live.update(Group(Text(_line(last)), _releases(last)), refresh=True)
+    for last in statuses:
+        print(json.dumps(spec.plain(last)), flush=True)
     return last
 
 

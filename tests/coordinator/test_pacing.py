@@ -26,6 +26,29 @@ def test_a_crowd_comes_back_evenly_and_no_faster_than_it_can_be_served() -> None
     assert max(a_second.values()) <= pacing.CALLS_PER_S + 1
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8, 16])
+def test_a_crowd_of_many_replicas_comes_back_no_faster_than_each_of_them_and_their_store_can_serve(
+    replicas: int,
+) -> None:
+    share = 12_000 // replicas
+    returns = [pacing.retry_after_s(None, share, n / share, replicas) for n in range(share)]
+    to_each = max(Counter(int(s) for s in returns).values())
+    assert to_each <= pacing.CALLS_PER_S + 1
+    assert replicas * (to_each - 1) <= pacing.STORE_CALLS_PER_S
+    assert replicas * to_each >= min(replicas * pacing.CALLS_PER_S, pacing.STORE_CALLS_PER_S) - replicas
+
+
+def test_a_lobby_reckons_with_the_replicas_that_share_its_store() -> None:
+    def last(replicas: int) -> float:
+        lobby = Lobby(Asked(None), replicas)  # type: ignore[arg-type]  # no ledger is asked
+        return min([lobby.send_away(None) for _ in range(2_000)][-100:])
+
+    async def scene() -> None:
+        assert last(16) > 3 * last(1)
+
+    asyncio.run(scene())
+
+
 def test_a_crowd_that_nobody_can_serve_in_time_still_spreads_over_all_the_time_there_is() -> None:
     returns = [pacing.retry_after_s(None, 10**6, chance) for chance in CHANCES]
     assert len({round(s, 2) for s in returns}) > 9_000

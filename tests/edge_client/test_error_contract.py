@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 from grpc_status import rpc_status
 
 from coordinator.refusals import status_of
+from edge_client import calls
 from edge_client.participate import take_part
 from edge_client.session import Device, Session
 from edge_client.state import DeviceState, Pending
@@ -25,7 +27,7 @@ from wire import run_spec, spec
 from wire.contract import CONTRACT, Action
 from wire.delta import Layout, Tensor
 from wire.errors import Reason, Refused, RemoteError
-from wire.messages import Contribution, Metrics, Task
+from wire.messages import CHUNK_BYTES, Contribution, Metrics, ReleaseManifest, Task
 
 LAYOUT = Layout((Tensor("w", (4,)),))
 RUN = run_spec.parse(
@@ -190,3 +192,47 @@ def test_a_coordinator_that_asks_for_a_pause_gets_it(state: DeviceState) -> None
         began = time.monotonic()
         assert took_part(address, state)[-1] == "submitted"
     assert time.monotonic() - began >= 0.7
+
+
+class Silent(Coordinator):
+    """Says nothing to the first call for a release, nor to the first update, and answers those that follow."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.BUSY, "nothing", 0)
+        self._heard: set[str] = set()
+        self.ended = threading.Event()
+
+    def _first(self, call: str) -> None:
+        if call not in self._heard:
+            self._heard.add(call)
+            self.ended.wait(30)
+
+    def FetchRelease(self, request: Any, context: Any) -> Iterator[pb.ReleaseChunk]:
+        self._first("FetchRelease")
+        release = ReleaseManifest.first(RUN, LAYOUT, "a" * 64)
+        yield pb.ReleaseChunk(release=pb.Release(manifest_json=spec.canonical(release).decode()), data=bytes(16))
+
+    def Submit(self, request: Any, context: Any) -> pb.Receipt:
+        self._first("Submit")
+        return super().Submit(request, context)
+
+
+def test_a_call_whose_answer_is_lost_is_made_again_when_the_slowest_link_would_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "CALL_S", 0.5)
+    coordinator, mine = (
+        Silent(),
+        Contribution("d", "r", 1, 1, spec.bytes_digest(SMALL), 100, 2, "b" * 64, "c" * 64, Metrics()),
+    )
+    began = time.monotonic()
+    with serving(coordinator) as address, Connection(address) as connection:
+        assert len(connection.release("r", 16, 0).data) == 16
+        assert connection.send(mine, SMALL).digest == mine.digest
+        coordinator.ended.set()
+    assert time.monotonic() - began < 10
+
+
+def test_a_deadline_leaves_the_slowest_link_the_time_it_takes() -> None:
+    assert calls.transfer_s(20_000_000) > 3600 and calls.transfer_s(CHUNK_BYTES) > 200
+    assert calls.transfer_s(20_000) < calls.CALL_S + 5

@@ -106,7 +106,7 @@ def soak(options: Options, folder: Path, tell: Callable[[str], None] = lambda li
     """One whole soak in `folder`, which must be empty."""
     with LANES[options.lane](folder) as place:
         more = ("--blobs", place.blobs, "--replicas", str(options.replicas))
-        with CoordinatorProcess(place.ledger, "127.0.0.1:0", *more) as together:
+        with CoordinatorProcess(place.ledger, "127.0.0.1:0", *more, log=folder / "coordinator.log") as together:
             _create(together.address, folder, options.clients)
             began, crowd = time.monotonic(), _crowd(together.address, folder, options)
             watched = _Watched(together, options, tell)
