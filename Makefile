@@ -8,8 +8,9 @@ OUT ?= demo-out
 DEMO ?=
 SOAK ?=
 SEEDS ?= 10000
+CUTS ?= 500
 
-.PHONY: help demo test simulate soak check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate power soak check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -28,6 +29,9 @@ test: $(VENV)/ready  ## every test
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
+
+power: $(VENV)/ready  ## power cuts at moments of recorded federations (CUTS=500)
+	$(RUN) -m tests.faults.power --cuts $(CUTS)
 
 soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
 	$(RUN) -m tests.faults.soak $(SOAK)
