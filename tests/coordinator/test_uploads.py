@@ -242,7 +242,9 @@ def test_a_commit_before_the_last_byte_is_refused_and_the_rest_may_follow(folder
         assert device.commit().digest == device.mine.digest
 
 
-def test_a_commit_during_which_its_repetition_ends_the_upload_is_to_ask_again_and_then_has_the_receipt(folder: Place) -> None:
+def test_a_commit_during_which_its_repetition_ends_the_upload_is_to_ask_again_and_then_has_the_receipt(
+    folder: Place,
+) -> None:
     with replicas(folder, 2) as (first, second):
         device, receipts = Device(first), list[pb.Receipt]()
         device.send_all()

@@ -24,16 +24,18 @@ from typing import Any
 
 import apsw
 
+from coordinator.service import Federation
 from coordinator.stores import Place, files, sqlite
 from edge_client import state
+from protos.v1 import federation_pb2 as pb
 from tests.faults import crashes, invariants
 from tests.faults.disks import FOLDER, Disk, Sync, SyncFolder, Truncate, Write
 from tests.faults.world import Replacement, replaced
-from wire import durable
+from wire import durable, spec
 from wire.errors import EdgetuneError
-from wire.messages import Receipt
+from wire.messages import Contribution, Receipt
 
-CUTS_A_RECORDING = 50
+CUTS_A_RECORDING = 10
 DIRECTORY_SYNCED = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_WAL
 """Files whose first sync is one of their folder, too."""
 
@@ -138,6 +140,26 @@ class _Os:
     def opened(self, handle: int, path: Path) -> None:
         self._handles[handle], self._ends[handle] = self._disk.new_file(path), 0
 
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        handle, known = os.open(path, flags, mode), self._disk.names.get(Path(path))
+        if known is None and flags & os.O_CREAT:
+            self.opened(handle, Path(path))
+        elif known is not None:
+            self._handles[handle], self._ends[handle] = known, 0
+        return handle
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+        self._handles.pop(handle, None)
+
+    def ftruncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+        self._disk.events.append(Truncate(self._handles[handle], size))
+
+    def lseek(self, handle: int, at: int, whence: int) -> int:
+        self._ends[handle] = os.lseek(handle, at, whence)
+        return self._ends[handle]
+
     def write(self, handle: int, data: Any) -> int:
         size = os.write(handle, data)
         self._disk.events.append(Write(self._handles[handle], self._ends[handle], bytes(data[:size])))
@@ -221,6 +243,26 @@ def blob_not_synced() -> list[Replacement]:
     return [(_Os, "fsync", only_folders)]
 
 
+async def in_parts(self: Federation, contribution: Contribution, payload: bytes | None) -> Receipt:
+    """As `Federation._receive`, for a payload that comes in three parts."""
+    if payload:
+        upload = await self._core.uploads.create(contribution)
+        third = -(-len(payload) // 3)
+        for offset in range(upload.received, len(payload), third):
+            data = payload[offset : offset + third]
+            await self._core.uploads.append(
+                pb.UploadPart(
+                    upload=upload.id,
+                    device=contribution.device,
+                    offset=offset,
+                    digest=spec.bytes_digest(data),
+                    data=data,
+                )
+            )
+    return await _receive(self, contribution, None if payload else payload)
+
+
+_receive = Federation._receive
 MISTAKES: dict[str, Callable[[], list[Replacement]]] = {
     mistake.__name__: mistake for mistake in (normal_sync, directory_not_synced, blob_not_synced)
 }
@@ -229,12 +271,13 @@ MISTAKES: dict[str, Callable[[], list[Replacement]]] = {
 class Recording:
     """A federation from its start to its end, and what its devices held when."""
 
-    def __init__(self, folder: Path, mistake: str | None, checkpoint_pages: int) -> None:
+    def __init__(self, folder: Path, mistake: str | None, chance: random.Random) -> None:
         self.disk = Disk(folder)
         self._receipts: list[tuple[int, Receipt]] = []
         heard = [(invariants, "note", lambda _, receipt: self._receipts.append((len(self.disk.events), receipt)))]
         wrong = MISTAKES[mistake]() if mistake else []
-        with replaced(seams(self.disk, checkpoint_pages) + heard + wrong):
+        parts = [(Federation, "_receive", in_parts)] if chance.random() < 0.5 else []
+        with replaced(seams(self.disk, chance.choice([2, 20, 1000])) + heard + parts + wrong):
             asyncio.run(crashes.federation(place_in(folder), folder / "journal"))
 
     def cut(self, chance: random.Random, into: Path) -> list[str]:
@@ -277,7 +320,7 @@ def cuts(count: int, mistake: str | None = None, first: int = 0) -> Iterator[lis
             chance = random.Random(f"{number}/power")
             if number == first or number % CUTS_A_RECORDING == 0:
                 (folder / f"recording{number}").mkdir()
-                recording = Recording(folder / f"recording{number}", mistake, chance.choice([2, 20, 1000]))
+                recording = Recording(folder / f"recording{number}", mistake, chance)
             yield recording.cut(chance, folder / "cut")
             shutil.rmtree(folder / "cut")
     finally:

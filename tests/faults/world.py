@@ -415,6 +415,7 @@ class World:
         self.devices: list[Device] = []
         self._changes, self._calm, self._over = 0, False, asyncio.Event()
         self._held: set[str] = set()
+        self._closed = False
         self._administering: asyncio.Task[None] | None = None
 
     def now_us(self, life: Life) -> int:
@@ -471,6 +472,8 @@ class World:
         self.loop.call_later(self.chance.uniform(0.1, 3.0), self._start_replica, dead.number)
 
     def _start_replica(self, number: int) -> None:
+        if self._closed:
+            return
         replica = Replica(self, number)
         self.loop.say(replica.life.name, "starts")
         self.replicas = sorted([r for r in self.replicas if r.number != number] + [replica], key=lambda r: r.number)
@@ -544,6 +547,7 @@ class World:
             self.wrong(f"the administrator is told {error!r}")
 
     def close(self) -> None:
+        self._closed = True
         for one in self.fibers:
             one.bury()
         for task in asyncio.all_tasks(self.loop):
