@@ -141,7 +141,7 @@ class Blobs:
             return cast(str, writer.commit())
 
     def delete(self, digest: str) -> None:
-        _step(self._life, "delete")
+        _step(self._life, "file delete")
         self._kept.delete(digest)
 
 
@@ -153,7 +153,7 @@ class GrowingBlobs(Blobs):
         self._held = held
 
     def grow(self, name: str) -> None:
-        _step(self._life, "grow")
+        _step(self._life, "file grow")
         self._kept._kept.setdefault(name, cast(Any, [b"", 0.0]))
 
     @contextlib.contextmanager
@@ -179,14 +179,14 @@ class _Growing:
 
     def write(self, start: int, data: bytes) -> None:
         self._file[0] = self._file[0][:start] + data[: len(data) // 2]
-        _step(self._life, "half a part")
+        _step(self._life, "file half a part")
         self._file[0] += data[len(data) // 2 :]
-        _step(self._life, "part done")
+        _step(self._life, "file part done")
 
     def finish(self, digest: str) -> None:
-        _step(self._life, "link")
+        _step(self._life, "file link")
         self._names.setdefault(digest, self._file)
-        _step(self._life, "link done")
+        _step(self._life, "file link done")
 
 
 class _Writer:
@@ -194,9 +194,9 @@ class _Writer:
         self._writer, self._life, self.write = writer, life, writer.write
 
     def commit(self) -> str:
-        _step(self._life, "blob")
+        _step(self._life, "file put")
         digest = self._writer.commit()
-        _step(self._life, "blob done")
+        _step(self._life, "file put done")
         return cast(str, digest)
 
 
@@ -486,7 +486,7 @@ class World:
         self.network.cut_off.clear()
         self.network.weather = dataclasses.replace(CALM, slow_s=self.plan.weather.slow_s)
         for replica in self.replicas:
-            replica.life.last_step = 0
+            replica.life.dies_at = None
         self._admin_does("resume")
 
     def _do(self, op: Op) -> None:
@@ -496,8 +496,9 @@ class World:
         getattr(self, f"_{op.kind}")(op)
 
     def _kill_replica(self, op: Op) -> None:
-        life = self.replicas[int(op.who)].life
-        life.last_step = life.steps + 1 + int(op.size)
+        """An odd size: at a step of a blob, of which there are fewer."""
+        n = int(op.size)
+        self.replicas[int(op.who)].life.dies_at = ("file", n % 8 // 2 + 1) if n % 2 else ("", n + 1)
 
     def _stop_replica(self, op: Op) -> None:
         self.replicas[int(op.who)].life.stopped_until = self.loop.now + op.size
