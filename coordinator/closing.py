@@ -76,7 +76,7 @@ async def _close_due(
         with combining.timed():
             release = await close(store, compute, name, round_, who)
         if release is not None:
-            about = {"version": release.version, "release": release.digest, "updates": len(release.contributions)}
+            about = {"version": release.version, "release": release.digest, "updates": round_.accepted}
             events("published", run=name, seconds=round(time.perf_counter() - began, 3), **about)
     return bool(ended or sealed)
 

@@ -141,3 +141,22 @@ class Guards:
 
     def _busy(self, what: str) -> Refused:
         return Refused(Reason.BUSY, f"{what}; come again", self.limits.retry_after_s)
+
+
+@contextlib.asynccontextmanager
+async def turn(places: asyncio.Semaphore, longest_s: float) -> AsyncIterator[None]:
+    """One of the places where callers are served at once. Whoever takes longer than `longest_s`, as one who has stopped to
+    read, is served on, but no more in the way of others."""
+    await places.acquire()
+    taken = [places]
+
+    def give_back() -> None:
+        if taken:
+            taken.pop().release()
+
+    over = asyncio.get_running_loop().call_later(longest_s, give_back)
+    try:
+        yield
+    finally:
+        over.cancel()
+        give_back()

@@ -168,6 +168,7 @@ def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blob
     coded: dict[str, Stored] = {}
     if by.downlink is not None:
         step, coded = _coded(by, by.downlink, parent, step, blobs, delta)
+        coded["shares"], shares = spec.canonical(shares), ()
     kept: dict[str, Stored] = {"adapter": as_bytes(adapter + step), **coded}
     if state.size:
         kept["optimizer_state"] = as_bytes(state)

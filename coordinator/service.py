@@ -10,6 +10,7 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
+from coordinator.guards import turn
 from coordinator.stores import Ask
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
@@ -56,6 +57,7 @@ class Federation(pb_grpc.FederationServicer):
     @answered
     async def DescribeRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.RunDescription:
         run = await self._store.ledger.run(request.run)
+        await _compress(context)  # the names of tensors are long and alike
         return pb.RunDescription(
             spec_json=spec.canonical(run.spec).decode(),
             layout_json=spec.canonical(run.layout).decode(),
@@ -68,12 +70,14 @@ class Federation(pb_grpc.FederationServicer):
     ) -> AsyncIterator[pb.ReleaseChunk]:
         version = None if request.latest else request.version
         release = await self._store.ledger.release(request.run, version)
-        async with self._core.downloads:
+        async with turn(self._core.downloads, self._core.guards.limits.stall_s):
             data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
             signature = await self._core.who.signature(release.digest) if self._core.who else ""
             first = pb.Release(manifest_json=spec.canonical(release).decode(), signature=signature)
-            yield pb.ReleaseChunk(release=first, step_bytes=sizes, data=bytes(data[:CHUNK_BYTES]))
-            for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
+            await _compress(context)
+            yield pb.ReleaseChunk(release=first, step_bytes=sizes)
+            for start in range(0, len(data), CHUNK_BYTES):
+                context.disable_next_message_compression()  # it would cost much and give nothing
                 yield pb.ReleaseChunk(data=bytes(data[start : start + CHUNK_BYTES]))
 
     async def _content(self, release: ReleaseManifest, after: int | None) -> tuple[memoryview, list[int]]:
@@ -214,3 +218,9 @@ class Federation(pb_grpc.FederationServicer):
 def _check_device(device: str) -> None:
     if not run_spec.NAME.fullmatch(device):
         raise PayloadError(Reason.BAD_REQUEST, "a device name is 1 to 64 of a-z 0-9 . _ -")
+
+
+async def _compress(context: grpc.aio.ServicerContext) -> None:
+    """Let gRPC compress this call's answers from now on."""
+    context.set_compression(grpc.Compression.Gzip)
+    await context.send_initial_metadata(())  # without which grpc.aio forgets the line before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from coordinator import publish
 from coordinator.stores import Store, devices
@@ -65,7 +65,7 @@ async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[C
 def _check_initial(by: publish.Rules, release: ReleaseManifest, store: Store) -> Checked:
     expected = publish.initial(by.spec, by.layout, release.adapter or "")
     fault = None if release == expected else "release 0 is not the one this run was created with"
-    return Checked(0, release.digest, 0, fault or _damage(release, store))
+    return Checked(0, release.digest, 0, fault or _damage(release.blobs, store))
 
 
 def _check(
@@ -75,12 +75,9 @@ def _check(
     accepted: list[Contribution],
     store: Store,
 ) -> Checked:
-    return Checked(
-        release.version,
-        release.digest,
-        len(release.contributions),
-        _difference(by, parent, release, accepted, store) or _damage(release, store),
-    )
+    fault = _difference(by, parent, release, accepted, store)
+    named = (*release.blobs, *(contribution.digest for contribution in accepted))
+    return Checked(release.version, release.digest, len(accepted), fault or _damage(named, store))
 
 
 def _difference(
@@ -108,8 +105,8 @@ def _difference(
     return f"computed again, it differs in {', '.join(fields)}"
 
 
-def _damage(release: ReleaseManifest, store: Store) -> str | None:
-    for digest in (*release.blobs, *(s.digest for s in release.contributions)):
+def _damage(digests: Iterable[str], store: Store) -> str | None:
+    for digest in digests:
         try:
             data = store.blobs.get(digest)
         except StoreError as error:

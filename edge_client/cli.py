@@ -208,7 +208,7 @@ def _join(args: argparse.Namespace) -> int:
     device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
     try:
         with _connection(args, state.folder) as connection, _progress(args.json) as tell:
-            participate(connection, Session(device, examples), state, tuple(args.run), args.stay, tell)
+            participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)
     finally:
         state.close()
     return 0

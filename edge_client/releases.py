@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -26,12 +27,20 @@ class Held:
     bytes: int
 
 
+class Shelf(Protocol):
+    """Where the newest release of a run outlives the process: `edge_client.state.DeviceState`."""
+
+    def keep(self, release: ReleaseManifest, adapter: Vector) -> None: ...
+
+    def kept(self, run: str) -> tuple[ReleaseManifest, Vector] | None: ...
+
+
 class Releases:
     """What a client holds of each run. A device that missed rounds fetches the shorter of what was added and the adapter."""
 
-    def __init__(self, combine: Combine = prng.combine) -> None:
+    def __init__(self, combine: Combine = prng.combine, shelf: Shelf | None = None) -> None:
         self._held: dict[str, Held] = {}
-        self._combine = combine
+        self._combine, self._shelf = combine, shelf
 
     def fetch(
         self, connection: Connection, run: RunSpec, layout: Layout, initial: Vector, version: int | None = None
@@ -42,15 +51,24 @@ class Releases:
         """
         if run.downlink is None and (run.codec is not None or run.directions is None):
             return _whole(_of(run, connection.release(run.name, 4 * layout.size, version)), run, layout)
-        held = self._held.get(run.digest)
+        held = self._held.get(run.digest) or (self._kept(run, layout) if run.downlink else None)
         if held is None or (version is not None and held.release.version > version):
             held = _first(run, layout, initial)
         if run.downlink is None:
             now = self._stepped(connection, run, layout, held, version)
         else:
             now = _chained(connection, run, layout, held, version, run.downlink)
+        if run.downlink and self._shelf and now.release != held.release:
+            self._shelf.keep(now.release, now.trajectory.adapter)
         self._held[run.digest] = now
         return now
+
+    def _kept(self, run: RunSpec, layout: Layout) -> Held | None:
+        """What another process of this device held of this very run, if it is whole."""
+        release, adapter = (self._shelf and self._shelf.kept(run.name)) or (None, None)
+        if release is None or adapter is None or (release.spec, _digest(adapter)) != (run.digest, release.adapter):
+            return None
+        return _holding(release, run, layout, adapter, 0)
 
     def _stepped(self, connection: Connection, run: RunSpec, layout: Layout, held: Held, version: int | None) -> Held:
         limit = max(8 * layout.size, 1 << 20)

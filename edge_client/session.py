@@ -15,7 +15,7 @@ from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
 from edge_client.methods import METHODS, Method
-from edge_client.releases import Releases
+from edge_client.releases import Releases, Shelf
 from edge_client.transport import Connection
 from wire import spec
 from wire.codecs.chain import Chain
@@ -58,11 +58,11 @@ class Work:
 class Session:
     """Loads lazily and once: two runs over the same base and adapter shape share one engine."""
 
-    def __init__(self, device: Device, examples: Sequence[Example]) -> None:
+    def __init__(self, device: Device, examples: Sequence[Example], shelf: Shelf | None = None) -> None:
         self._device, self._examples = device, examples
         self._described: dict[tuple[str, str], tuple[RunSpec, Layout]] = {}
         self._work: dict[str, Work] = {}
-        self._releases = Releases()
+        self._releases = Releases(shelf=shelf)
         self._engines: dict[tuple[str, Adapter], Any] = {}
 
     def described(self, connection: Connection, task: Task) -> tuple[RunSpec, Layout]:

@@ -1,4 +1,5 @@
-"""What a device keeps across restarts, in one folder: its name, each run's codec state, and an update not yet confirmed.
+"""What a device keeps across restarts, in one folder: its name, each run's codec state and last release, and an update not yet
+confirmed.
 
 An update is written down *before* it is sent, together with the codec state that follows from it; the receipt promotes
 that state. A client that dies in between sends the same bytes again, so that an update is counted once and the error
@@ -20,8 +21,9 @@ import numpy as np
 
 from wire import spec
 from wire.codecs import State
+from wire.delta import Vector
 from wire.durable import make_folder, sync_folder
-from wire.errors import MachineError, PayloadError, Reason, UserError
+from wire.errors import EdgetuneError, MachineError, PayloadError, Reason, UserError
 from wire.messages import Contribution, ReleaseManifest, Task
 from wire.run_spec import NAME, Cohort, RunSpec
 
@@ -156,6 +158,19 @@ class DeviceState:
         if release.version > newest:
             _write(file, str(release.version).encode())
 
+    def keep(self, release: ReleaseManifest, adapter: Vector) -> None:
+        """Keep a release, so that a client that starts anew needs only what was added to it."""
+        arrays: State = {"manifest": _bytes(spec.canonical(release).decode()), "adapter": adapter}
+        _write(self._run(release.run) / "release.npz", _npz(arrays))
+
+    def kept(self, run: str) -> tuple[ReleaseManifest, Vector] | None:
+        """The release that was kept last, and its adapter as it was found. None where there is none that can be read."""
+        try:
+            found = _read(self._run(run) / "release.npz")
+            return None if found is None else (ReleaseManifest.parse(_text(found["manifest"])), found["adapter"])
+        except (EdgetuneError, KeyError):  # it can be fetched again
+            return None
+
     def begin(self, task: Task) -> None:
         _write(self.folder / "task.json", json.dumps(dataclasses.asdict(task)).encode())
 
@@ -258,10 +273,12 @@ def _npz(arrays: State) -> bytes:
 def _read(path: Path) -> State | None:
     if not path.exists():
         return None
+    import zipfile  # needed here alone, by numpy too
+
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise MachineError(f"{path}: damaged; remove it to start this run's codec state anew: {error}") from error
 
 

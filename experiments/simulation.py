@@ -24,14 +24,17 @@ from wire.split import Split
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up."""
+    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up, and
+    bytes of releases down."""
 
     forwards: int = 0
     seconds: float = 0.0
     bytes_up: int = 0
+    bytes_down: int = 0
 
     def __add__(self, more: Spent) -> Spent:
-        return Spent(self.forwards + more.forwards, self.seconds + more.seconds, self.bytes_up + more.bytes_up)
+        one, other = dataclasses.astuple(self), dataclasses.astuple(more)
+        return Spent(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 class Simulation:
@@ -61,7 +64,7 @@ class Simulation:
             began = time.process_time()
             trained = self._trained(device, train)
             payload = self._encoded(device, trained.update)
-            spent += Spent(trained.forwards, time.process_time() - began, len(payload))
+            spent += Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
             accepted.append(self._contribution(device, payload, len(train)))
         self._publish(accepted)
         return spent
@@ -80,6 +83,15 @@ class Simulation:
         kept = self._codec_states.get(device)
         payload, self._codec_states[device] = encoded(update, self.layout, self.rules.codec, kept)
         return payload
+
+    @property
+    def _fetched(self) -> int:
+        """What a device that holds the release before fetches of this one: of coded releases and steps, what was added."""
+        release, whole = self._release, self.rules.snapshot_bytes
+        if release.version == 0 and self.rules.leads(0, 0):
+            return 0
+        added = release.step or release.delta
+        return whole if added is None else min(whole, self._blobs.size(added))
 
     def _contribution(self, device: str, payload: bytes, examples: int) -> Contribution:
         number, digest = self._release.version + 1, self._blobs.put(payload)

@@ -1,4 +1,4 @@
-"""A link between real processes, on loopback: it counts what goes up, and cuts where it is told to."""
+"""A link between real processes, on loopback: it counts what goes up and down, and cuts where it is told to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Link:
         self._left: int | None = None
         self._at_it = self._cut
         self._open = set[socket.socket]()
-        self.bytes_up, self.was_cut, self.was_frozen = 0, threading.Event(), threading.Event()
+        self.bytes_up, self.bytes_down = 0, 0
+        self.was_cut, self.was_frozen = threading.Event(), threading.Event()
         self._thawed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -70,7 +71,7 @@ class Link:
     def _forward(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
-                for piece in self._pieces(data) if up else [data]:
+                for piece in self._pieces(data) if up else self._whole(data):
                     sink.sendall(piece)
         for end in (source, sink):
             _shut(end)
@@ -86,6 +87,11 @@ class Link:
         if reached:
             self._at_it()
             yield data[before:]
+
+    def _whole(self, data: bytes) -> Iterator[bytes]:
+        with self._lock:
+            self.bytes_down += len(data)
+        yield data
 
     def _cut(self) -> None:
         self.was_cut.set()

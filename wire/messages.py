@@ -197,8 +197,9 @@ class ReleaseManifest:
     `adapter` and `optimizer_state` are digests of stored vectors (float32, little-endian); `parent` is the digest of
     the release before, None for release 0. In a run of scalars alone, releases after 0 have no adapter but a `step`, the
     digest of a stored `wire.scalars.Step`. In a run with a downlink they have an adapter and the `delta` that leads to it
-    from the one before, coded; `residual` is the vector that the codec did not send yet. The `trail` chains all steps, or
-    all coded deltas, so far.
+    from the one before, coded; `residual` is the vector that the codec did not send yet, and `shares` the digest of the stored
+    list of contributions, which then are not in the manifest: it is as long for a thousand devices as for one. The `trail`
+    chains all steps, or all coded deltas, so far.
     """
 
     run: str
@@ -213,6 +214,7 @@ class ReleaseManifest:
     trail: str | None = dataclasses.field(default=None, metadata=LATER)
     delta: str | None = dataclasses.field(default=None, metadata=LATER)
     residual: str | None = dataclasses.field(default=None, metadata=LATER)
+    shares: str | None = dataclasses.field(default=None, metadata=LATER)
     schema: str = "edgetune-release-1"
 
     @property
@@ -222,7 +224,8 @@ class ReleaseManifest:
     @property
     def blobs(self) -> tuple[str, ...]:
         """The digests of all stored bytes that are of this release."""
-        return tuple(filter(None, (self.adapter, self.optimizer_state, self.step, self.delta, self.residual)))
+        named = (self.adapter, self.optimizer_state, self.step, self.delta, self.residual, self.shares)
+        return tuple(filter(None, named))
 
     def trail_to(self, link: str) -> str:
         """The trail of the release that the step or coded delta of digest `link` leads to from this one."""

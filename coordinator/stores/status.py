@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator.rounds import Round
 from coordinator.stores import rows
 from coordinator.stores.connection import Connection
-from wire.messages import Contribution, ReleaseManifest, ReleaseStatus, RunStatus
+from wire.messages import Contribution, ReleaseStatus, RunStatus
 
 
 def run_status(db: Connection, name: str) -> RunStatus:
@@ -45,21 +45,19 @@ def _last_round(db: Connection, name: str) -> Round:
 
 def _releases(db: Connection, name: str) -> list[ReleaseStatus]:
     rows = db.execute(
-        "SELECT version, digest, manifest, attempt, published_us FROM releases WHERE run = ? ORDER BY version", (name,)
+        "SELECT version, digest, attempt, published_us FROM releases WHERE run = ? ORDER BY version", (name,)
     ).fetchall()
     return [_release(db, name, *row) for row in rows]
 
 
-def _release(
-    db: Connection, name: str, version: int, digest: str, manifest: str, attempt: int, published_us: int
-) -> ReleaseStatus:
+def _release(db: Connection, name: str, version: int, digest: str, attempt: int, published_us: int) -> ReleaseStatus:
     made_from = rows.contributions(db, name, version, attempt)
     measured = _measurements(db, name, digest)
     loss, tokens = _mean([(c.metrics.loss_before, c.metrics.held_out_tokens) for c in measured])
     return ReleaseStatus(
         version=version,
         digest=digest,
-        contributions=len(ReleaseManifest.parse(manifest).contributions),
+        contributions=len(made_from),
         published_at=published_us / 1e6,
         held_out_loss=loss,
         held_out_tokens=tokens,

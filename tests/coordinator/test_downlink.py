@@ -30,6 +30,7 @@ from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, SpecError
 from wire.messages import ReleaseManifest, Task
 from wire.run_spec import RunSpec
+from wire.scalars import Scalars
 
 OPTIMIZERS: list[dict[str, Any]] = [{"id": "average"}, {"id": "momentum"}, {"id": "adam", "epsilon": 0.1}]
 ZERO = np.zeros(LAYOUT.size, np.float32)
@@ -107,8 +108,27 @@ def test_a_coded_release_is_golden_for_ever() -> None:
     assert (last.digest[:16], (last.trail or "")[:16]) == GOLDEN_NAMES
 
 
-GOLDEN_BLOBS = ["96428f1fec31", "d4c24127fc42", "a1e36807668b", "77713df522aa"]
-GOLDEN_NAMES = ("5b87be42ce597aa5", "eef3280c0985062a")
+GOLDEN_BLOBS = ["96428f1fec31", "d4c24127fc42", "a1e36807668b", "77713df522aa", "6522562db142"]
+GOLDEN_NAMES = ("05e954e752fb31b5", "eef3280c0985062a")
+
+
+def test_a_run_that_takes_scalars_beside_deltas_codes_what_both_make() -> None:
+    by, blobs = rules(directions={"drawn": "device", "count": 8}), MemoryBlobs()
+    assert by.directions is not None
+    some = Scalars.of(by.directions, np.full(8, 1e-3)).encode(LAYOUT)
+    accepted = []
+    for device, payload in {"gradients": payload_of(by, mean_of_round(1)), "losses": some}.items():
+        blobs.put(payload)
+        accepted.append(dataclasses.replace(contribution(device, 1, 0, payload), staleness=None))
+    first = publish.initial(by.spec, LAYOUT, blobs.put(bytes(4 * LAYOUT.size)))
+    coded, plain = (
+        publish.combine(one, first, accepted, blobs) for one in (by, dataclasses.replace(by, downlink=None))
+    )
+    for blob in (*coded.blobs, *plain.blobs):
+        blobs.put(blob)
+    together = stored(blobs, coded.release.adapter) + stored(blobs, coded.release.residual)
+    np.testing.assert_allclose(together, stored(blobs, plain.release.adapter), atol=1e-7)
+    assert np.abs(together).max() > 1e-3
 
 
 def test_a_run_of_scalars_alone_takes_no_downlink() -> None:
@@ -255,6 +275,43 @@ def test_a_chain_longer_than_the_run_allows_is_not_walked(connection: Connection
     hostile = Hostile(connection, 1, stretched)
     held = Releases().fetch(hostile, run, LAYOUT, ZERO)  # type: ignore[arg-type]
     assert hostile.asked == [0, None] and held.trajectory.adapter.tobytes() == whole(connection, run).data
+
+
+class Shelf:
+    """A device's folder, in memory."""
+
+    def __init__(self) -> None:
+        self.on_it: tuple[ReleaseManifest, Vector] | None = None
+
+    def keep(self, release: ReleaseManifest, adapter: Vector) -> None:
+        self.on_it = release, adapter.copy()
+
+    def kept(self, run: str) -> tuple[ReleaseManifest, Vector] | None:
+        return self.on_it
+
+
+def test_a_client_that_starts_anew_needs_only_what_was_added(connection: Connection) -> None:
+    run, shelf = started(connection, "anew"), Shelf()
+    play(connection, run, 2)
+    Releases(shelf=shelf).fetch(connection, run, LAYOUT, ZERO)
+    play(connection, run, 1)
+    added = len(connection.release(run.name, 4 * LAYOUT.size, 3, 2).data)
+    held = Releases(shelf=shelf).fetch(connection, run, LAYOUT, ZERO)
+    assert held.bytes == added and held.trajectory.adapter.tobytes() == whole(connection, run).data
+    assert shelf.on_it is not None and shelf.on_it[0] == held.release
+
+
+def test_a_kept_release_of_another_run_or_with_another_adapter_is_not_started_from(connection: Connection) -> None:
+    run, other = started(connection, "this-run"), started(connection, "that-run")
+    play(connection, run, 2)
+    play(connection, other, 2)
+    foreign, damaged = Shelf(), Shelf()
+    Releases(shelf=foreign).fetch(connection, other, LAYOUT, ZERO)
+    held = Releases(shelf=damaged).fetch(connection, run, LAYOUT, ZERO)
+    damaged.keep(held.release, held.trajectory.adapter + np.float32(1e-3))
+    for shelf in (foreign, damaged):
+        again = Releases(shelf=shelf).fetch(connection, run, LAYOUT, ZERO)
+        assert again.bytes == held.bytes and again.trajectory.adapter.tobytes() == whole(connection, run).data
 
 
 def rewritten(payload: bytes) -> bytes:

@@ -110,6 +110,20 @@ def test_another_run_of_the_same_name_finds_nothing_of_the_old_one(state: Device
     assert state.pending(run(seed=1)) is None
 
 
+def test_a_release_is_kept_over_a_restart_and_a_damaged_one_is_as_good_as_none(state: DeviceState) -> None:
+    release, adapter = ReleaseManifest("r", 7, "a" * 64, "b" * 64, None, None, None, ()), np.arange(5, dtype=np.float32)
+    assert state.kept("r") is None
+    state.keep(release, adapter)
+    again = reopened(state)
+    kept = again.kept("r")
+    assert kept is not None and kept[0] == release and kept[1].tobytes() == adapter.tobytes()
+    file = state.folder / "runs" / "r" / "release.npz"
+    for damaged in (file.read_bytes()[:-40], b"", b"not an archive"):
+        file.write_bytes(damaged)
+        assert again.kept("r") is None
+    again.close()
+
+
 def test_a_task_left_behind_is_found(state: DeviceState) -> None:
     task = Task("r", 1, 1, "train", 0, "a" * 64, "b" * 64, "c" * 64, 60.0)
     state.begin(task)

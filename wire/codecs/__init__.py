@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
+from wire.delta import Tensor
+
 Array = npt.NDArray[Any]
 Fields = dict[str, Array]
 State = dict[str, Array]
@@ -26,22 +28,24 @@ State = dict[str, Array]
 class FieldShape:
     """What a stage emits under one name: `length` entries of `dtype`, or at most `length` if `bounded`.
 
-    `below` is the exclusive upper limit of the entries, where one is known (positions).
+    `below` is the exclusive upper limit of the entries, where one is known (positions); `tensors` says whose entries they
+    are, one tensor after the other, where they are those of whole tensors.
     """
 
     dtype: str
     length: int
     bounded: bool = False
     below: int = 0
+    tensors: tuple[Tensor, ...] = ()
 
 
 Shape = dict[str, FieldShape]
 """The static form of Fields, known from the layout before the first byte arrives."""
 
 
-def vector_shape(size: int) -> Shape:
-    """The shape of a delta: one float32 field `values` of `size` entries."""
-    return {"values": FieldShape("float32", size)}
+def vector_shape(size: int, tensors: tuple[Tensor, ...] = ()) -> Shape:
+    """The shape of a delta: one float32 field `values` of `size` entries, those of `tensors`."""
+    return {"values": FieldShape("float32", size, tensors=tensors)}
 
 
 def expect(like: Shape, name: str, dtype: str) -> FieldShape:
@@ -81,7 +85,9 @@ STAGES: Mapping[str, str] = {
     "float16": "wire.codecs.floats:Float16",
     "blockwise": "wire.codecs.blockwise:Blockwise",
     "top_k": "wire.codecs.top_k:TopK",
+    "rank_rotate": "wire.codecs.rank_rotate:RankRotate",
     "rice": "wire.codecs.rice:Rice",
+    "ecsq": "wire.codecs.ecsq:Ecsq",
     "error_feedback": "wire.codecs.error_feedback:ErrorFeedback",
     "pack": "wire.codecs.pack:Pack",
     "zstd": "wire.codecs.zstd:Zstd",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wire import spec
-from wire.codecs import Stage, State, series, vector_shape
+from wire.codecs import Shape, Stage, State, series, vector_shape
 from wire.codecs.compositions import COMPOSITIONS
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import PayloadError, Reason, SpecError
@@ -48,24 +48,25 @@ class Chain:
 
     def max_bytes(self, layout: Layout) -> int:
         """The longest payload that an encoder can write for `layout`."""
-        longest: int = series.shapes(self.stages, vector_shape(layout.size))[-1]
+        longest: int = series.shapes(self.stages, shape(layout))[-1]
         return HEADER_BYTES + longest
 
     def init(self, layout: Layout) -> State:
         """The state before the first update."""
-        return series.init(self.stages, vector_shape(layout.size))
+        return series.init(self.stages, shape(layout))
 
     def encode(self, delta: Delta, state: State) -> tuple[bytes, State]:
         """The payload, and the state to keep once it is accepted. Raises ValueError for a delta that is not finite."""
         if not np.isfinite(delta.vector).all():
             raise ValueError("a delta must be finite")
-        body, following = series.encode(self.stages, {"values": delta.vector}, state, vector_shape(delta.layout.size))
+        body, following = series.encode(self.stages, {"values": delta.vector}, state, shape(delta.layout))
         return self._header(delta.layout) + body, following
 
     def decode(self, payload: bytes | memoryview, layout: Layout) -> Delta:
         """What the encoder meant. Total: raises PayloadError for every other byte string."""
         self._check_header(payload, layout)
-        fields = series.decode(self.stages, payload[HEADER_BYTES:], vector_shape(layout.size))
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            fields = series.decode(self.stages, payload[HEADER_BYTES:], shape(layout))
         vector = np.ascontiguousarray(fields["values"], np.float32)
         if not np.isfinite(vector).all():
             raise PayloadError(Reason.NOT_FINITE, "the update has an entry that is not a finite number")
@@ -83,6 +84,11 @@ class Chain:
             raise PayloadError(Reason.WRONG_LAYOUT, "the update was encoded for another layout")
         if found[second:] != wanted[second:]:
             raise PayloadError(Reason.WRONG_CODEC, f"the update was encoded by another codec than {self}")
+
+
+def shape(layout: Layout) -> Shape:
+    """What the first stage of a chain works on."""
+    return vector_shape(layout.size, layout.tensors)
 
 
 def codec(described: str | Sequence[Plain]) -> Chain:

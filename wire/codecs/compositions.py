@@ -8,6 +8,7 @@ from wire.spec import Plain
 
 INT8: Plain = {"id": "blockwise", "bits": 8, "block": 64}
 INT4: Plain = {"id": "blockwise", "bits": 4, "block": 64}
+ROTATION: Plain = {"id": "rank_rotate", "reflectors": 2, "bits": 6}
 
 
 def top_k_int4(fraction: float) -> list[Plain]:
@@ -16,11 +17,19 @@ def top_k_int4(fraction: float) -> list[Plain]:
     return [{"id": "error_feedback", "inner": inner}, {"id": "rice"}, {"id": "pack"}]
 
 
+def ecsq(target_bits: float, *before: Plain) -> list[Plain]:
+    """Quantized and entropy-coded to so many bits a parameter; what is lost is sent in a later round."""
+    inner: list[Plain] = [*before, {"id": "ecsq", "target_bits": target_bits}]
+    return [{"id": "error_feedback", "inner": inner}, {"id": "pack"}]
+
+
 COMPOSITIONS: Mapping[str, list[Plain]] = {
     "float32": [{"id": "float32"}, {"id": "pack"}],
     "float16": [{"id": "float16"}, {"id": "pack"}],
     "int8": [{"id": "error_feedback", "inner": [INT8]}, {"id": "pack"}, {"id": "zstd"}],
     "int4": [{"id": "error_feedback", "inner": [INT4]}, {"id": "pack"}, {"id": "zstd"}],
+    "ecsq": ecsq(0.2),
+    "rotated_ecsq": ecsq(0.2, ROTATION),
     "top_k_int4": top_k_int4(0.25),
     "top_k_int4_5": top_k_int4(0.05),
 }

@@ -1,0 +1,203 @@
+"""`edgetune experiment codecs`: every codec on deltas that clients recorded, over a ladder of rates."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.rate_distortion import bound, variances
+from quantize.tensors import SafeTensors
+from wire.codecs import chain
+from wire.codecs.chain import Chain
+from wire.codecs.compositions import INT4, INT8, ROTATION
+from wire.delta import Delta, Layout, Role, Tensor, Vector
+from wire.errors import UserError
+from wire.spec import Plain
+
+EXAMPLES = """\
+examples:
+  edgetune client join --data notes.jsonl --record-deltas deltas     record, on every device
+  edgetune experiment codecs deltas                                  a table of all rows, and deltas.png
+  edgetune experiment codecs deltas --rows ecsq,rotated_ecsq --json  one JSON object a point
+  edgetune experiment codecs a.safetensors b.safetensors --rates 0.2,1,4
+
+Files of one run and round are one group: their mean is what a coordinator would make of them. `relative_mse` is the error of a
+client's update, `aggregate_mse` that of the group's mean, each relative to its energy; `gap_bits` is the distance from the
+Gaussian bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries a second.
+"""
+RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+ROLES: Mapping[str, Role] = {".lora_A.": "lora_A", ".lora_B.": "lora_B"}
+PACK: Plain = {"id": "pack"}
+
+
+def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
+    """The rows, each with its stages at every rate it has."""
+    targets: list[Plain] = [{"id": "ecsq", "target_bits": rate} for rate in rates]
+    return {
+        "rotated_ecsq": [[ROTATION, target, PACK] for target in targets],
+        "ecsq": [[target, PACK] for target in targets],
+        "float16": [[{"id": "float16"}, PACK]],
+        "int8": [[INT8, PACK]],
+        "int4": [[INT4, PACK]],
+        "top_k_int4": [
+            [{"id": "top_k", "fraction": f}, INT4, {"id": "rice"}, PACK] for f in (0.01, 0.02, 0.05, 0.1, 0.25)
+        ],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A row at one rate, over all files: means."""
+
+    row: str
+    bits_per_param: float
+    relative_mse: float
+    aggregate_mse: float
+    gap_bits: float
+    encode_mparam_s: float
+    decode_mparam_s: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("deltas", type=Path, nargs="+", metavar="DELTAS", help="safetensors files, or folders of them")
+    parser.add_argument("--rows", metavar="ROW,…", help=f"default: all of {', '.join(ladder(()))}")
+    parser.add_argument("--rates", metavar="BITS,…", help="bits a parameter of the rows that have a target")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, PNG or SVG by its ending")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output, one object a point")
+
+
+def run(args: argparse.Namespace) -> int:
+    rates = _rates(args.rates) if args.rates else RATES
+    rows = ladder(rates)
+    wanted = args.rows.split(",") if args.rows else list(rows)
+    if unknown := sorted(set(wanted) - set(rows)):
+        raise UserError(f"--rows: unknown row {unknown[0]!r}; choose of {', '.join(rows)}")
+    groups = grouped(_files(args.deltas))
+    points = []
+    for row in wanted:
+        for stages in rows[row]:
+            points.append(measured(row, chain.codec(stages), groups))
+            print(json.dumps(dataclasses.asdict(points[-1])) if args.json else _line(points[-1]), flush=True)
+    if args.plot:
+        picture(points, args.plot)
+        print(f"picture: {args.plot}", file=sys.stderr)
+    return 0
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--rates {text!r}: expected numbers like 0.2,1,4") from error
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    found = [sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] for path in paths]
+    if not (files := list(itertools.chain(*found))):
+        raise UserError(f"{', '.join(map(str, paths))}: no safetensors files")
+    return files
+
+
+def grouped(files: Sequence[Path]) -> list[list[Delta]]:
+    """The deltas, those of one run and round together. Raises UserError for a group whose tensors differ."""
+    groups: dict[tuple[str, str], list[Delta]] = {}
+    for path in files:
+        file = SafeTensors(path)
+        key = file.metadata.get("run", ""), file.metadata.get("round", path.name)
+        groups.setdefault(key, []).append(_delta(file))
+    for (name, number), some in groups.items():
+        if len({delta.layout.digest for delta in some}) > 1:
+            raise UserError(f"run {name!r}, round {number}: the files have different tensors")
+    return list(groups.values())
+
+
+def _delta(file: SafeTensors) -> Delta:
+    tensors = tuple(Tensor(name, file.shape(name), _role(name)) for name in file.names())
+    return Delta(Layout(tensors), np.concatenate([file.read(t.name).astype(np.float32).reshape(-1) for t in tensors]))
+
+
+def _role(name: str) -> Role:
+    return next((role for part, role in ROLES.items() if part in name), "other")
+
+
+def measured(row: str, codec: Chain, groups: Sequence[Sequence[Delta]]) -> Point:
+    """One point: every delta encoded and decoded by itself, and the mean of each group."""
+    singles, means = [], []
+    for group in groups:
+        found = [_once(codec, delta) for delta in group]
+        singles += [single for single, _ in found]
+        truth, decoded = (np.mean([v.astype(np.float64) for v in some], axis=0) for some in _both(group, found))
+        means.append(float(np.square(decoded - truth).sum() / np.square(truth).sum()))
+    bits, relative, gap, encode, decode = (float(v) for v in np.mean(singles, axis=0))
+    return Point(
+        row=row,
+        bits_per_param=round(bits, 5),
+        relative_mse=round(relative, 6),
+        aggregate_mse=round(float(np.mean(means)), 6),
+        gap_bits=round(gap, 5),
+        encode_mparam_s=round(1e-6 / encode, 1),
+        decode_mparam_s=round(1e-6 / decode, 1),
+    )
+
+
+def _both(group: Sequence[Delta], found: Sequence[tuple[object, Vector]]) -> Iterator[list[Vector]]:
+    yield [delta.vector for delta in group]
+    yield [decoded for _, decoded in found]
+
+
+def _once(codec: Chain, delta: Delta) -> tuple[tuple[float, ...], Vector]:
+    """Bits an entry, relative error, gap, seconds an entry of encoding and of decoding (the better of two); what arrived."""
+    size = delta.layout.size
+    times = []
+    for _ in range(2):  # the first one may load compiled loops
+        began = time.thread_time()
+        payload, _ = codec.encode(delta, codec.init(delta.layout))
+        between = time.thread_time()
+        decoded = codec.decode(payload, delta.layout).vector
+        times.append((between - began, time.thread_time() - between))
+    bits, truth = 8 * len(payload) / size, delta.vector.astype(np.float64)
+    relative = float(np.square(decoded - truth).sum() / np.square(truth).sum())
+    encode, decode = (min(some) / size for some in zip(*times, strict=True))
+    return (bits, relative, bits - bound(*variances(delta), relative), encode, decode), decoded
+
+
+def _line(point: Point) -> str:
+    return (
+        f"{point.row:<16} {point.bits_per_param:8.4f} bit  client {point.relative_mse:8.5f}  mean {point.aggregate_mse:8.5f}"
+        f"  gap {point.gap_bits:+7.3f} bit  encode {point.encode_mparam_s:7.1f}  decode {point.decode_mparam_s:7.1f} Mparam/s"
+    )
+
+
+def picture(points: Sequence[Point], path: Path) -> None:
+    """Error of a client's update and of the mean against the rate; a line a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", sharey=True)
+    for side, (by, name) in zip(
+        axes, {"relative_mse": "of an update", "aggregate_mse": "of the mean"}.items(), strict=True
+    ):
+        for row in dict.fromkeys(point.row for point in points):
+            mine = sorted((p.bits_per_param, getattr(p, by)) for p in points if p.row == row)
+            flagship = "ecsq" in row
+            style = {"lw": 2.2 if flagship else 1.1, "ms": 5 if flagship else 4}
+            side.plot(*zip(*mine, strict=True), "o-", label=row, **style)
+        side.set(xscale="log", yscale="log", xlabel="bits a parameter", ylabel=f"relative squared error {name}")
+        side.grid(alpha=0.3)
+        side.spines[["top", "right"]].set_visible(False)
+    if by_bound := sorted((p.bits_per_param - p.gap_bits, p.relative_mse) for p in points if p.row == "ecsq"):
+        axes[0].plot(*zip(*by_bound, strict=True), "k--", lw=1, label="Gaussian bound, by tensor")
+        axes[0].legend(fontsize=8, frameon=False)
+    axes[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

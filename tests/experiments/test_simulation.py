@@ -1,0 +1,41 @@
+"""A federation in one process spends what one of real processes does, bytes down included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edge_client.data import Example
+from edge_client.engines.toy import ToyBase, ToyEngine
+from experiments.simulation import Simulation
+from wire import run_spec
+
+LORA = {"id": "lora", "rank": 4, "local_steps": 2, "batch": 2, "sequence_length": 32, "learning_rate": 0.01}
+MEZO = {"id": "mezo", "local_steps": 4, "batch": 2, "sequence_length": 32, "adapter": {"id": "lora", "rank": 4}}
+WHOLE = 2 * 4 * 2 * 256 * 4
+"""Bytes of an adapter of rank 4 on the toy base, for two devices."""
+
+
+def played(**changes: Any) -> tuple[Simulation, list[int]]:
+    """Three rounds of two devices, and the bytes down of each."""
+    table = {"name": "s", "base": {"model": "toy", "format": "toy"}, "rounds": 4, "cohort": {"goal": 2}, "method": LORA}
+    simulation = Simulation(run_spec.parse(table | changes), ToyBase(), ToyEngine, 1, None)
+    text = simulation.engine.tokenize([Example("abc " * 30)] * 4, 32)
+    return simulation, [simulation.round({"a": text, "b": text}).bytes_down for _ in range(3)]
+
+
+def test_whole_adapters_cost_their_length_each_round() -> None:
+    assert played()[1] == [WHOLE] * 3
+
+
+def test_coded_releases_cost_what_was_added_and_lead_near_the_same_adapter() -> None:
+    coded, down = played(downlink={"codec": "int8"})
+    assert down[0] == 0 and 0 < max(down[1:]) < WHOLE / 3
+    plain, _ = played()
+    assert np.abs(coded.adapter - plain.adapter).max() < 0.02 * np.abs(plain.adapter).max()
+    assert not np.array_equal(coded.adapter, plain.adapter)
+
+
+def test_steps_cost_their_own_length() -> None:
+    assert played(method=MEZO)[1] == [0, 2 * (12 + 2 * (8 + 4 * 4)), 2 * (12 + 2 * (8 + 4 * 4))]

@@ -1,0 +1,161 @@
+"""`kernels`, compiled: serial, without the interpreter's lock, cached on disk. No fast arithmetic: bits are a promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from wire.codecs.kernels import (
+    BINS,
+    ESCAPE,
+    LARGEST,
+    LARGEST_LEVEL,
+    LOWEST,
+    PRECISION,
+    SYMBOLS,
+    TOTAL,
+    UNITS,
+    Ints,
+    States,
+    Words,
+)
+
+HIGHEST = np.float32(LARGEST_LEVEL * UNITS)
+LAST_BIN = np.float32(BINS - 1)
+U12, U16, U20, U24 = np.uint32(12), np.uint32(16), np.uint32(32 - PRECISION), np.uint32(24)
+SLOTS, LOW_WORD, BOTTOM, ONE = np.uint32(TOTAL - 1), np.uint32(0xFFFF), np.uint32(LOWEST), np.uint32(1)
+
+
+def _sums(values: Any, factor: Any, starts: Any, lengths: Any) -> Any:
+    total = np.empty(starts.size, np.int64)
+    for row in range(starts.size):
+        found = np.int64(0)
+        for i in range(starts[row], starts[row] + lengths[row]):
+            found += np.int64(np.int32(abs(values[i]) * factor))
+        total[row] = found
+    return total
+
+
+def _histogram(values: Any, starts: Any, lengths: Any, classes: Any, factors: Any, every: Any) -> Any:
+    counts = np.zeros((factors.size, BINS), np.int64)
+    for row in range(starts.size):
+        mine, factor = counts[classes[row]], factors[classes[row]]
+        for i in range(starts[row], starts[row] + lengths[row], every):
+            mine[np.int32(min(abs(values[i]) * factor, LAST_BIN))] += 1
+    return counts
+
+
+def _quantize(values: Any, starts: Any, lengths: Any, tables: Any, inverse: Any, offsets: Any, escapes: Any) -> Any:
+    symbols = np.zeros(values.size, np.uint8)
+    counts = np.zeros((offsets.size, SYMBOLS), np.int64)
+    residuals = np.zeros((offsets.size, 3), np.int64)
+    escaped = 0
+    for row in range(starts.size):
+        table = tables[row]
+        if table < 0:
+            continue
+        offset, count, residual = np.int32(offsets[table]), counts[table], residuals[table]
+        for i in range(starts[row], starts[row] + lengths[row]):
+            x = values[i]
+            units = np.int32(min(abs(x) * inverse, HIGHEST))
+            level: Any = units + offset
+            level = min(max(level, 0) >> 8, LARGEST_LEVEL)
+            if level > LARGEST:
+                escapes[escaped] = level if x > 0 else -level
+                escaped += 1
+                symbol = ESCAPE
+            else:
+                symbol = 2 * level - (1 if x > 0 and level > 0 else 0)
+            symbols[i] = symbol
+            count[symbol] += 1
+            if level > 0:
+                residual[min(level, 3) - 1] += units - UNITS * level
+    return symbols, escaped, counts, residuals
+
+
+def _encode(
+    symbols: Any, starts: Any, lengths: Any, tables: Any, frequencies: Any, cumulative: Any, states: Any, words: Any
+) -> Any:
+    """Words from the end of `words` backwards; how far they go."""
+    lanes, at = states.size, words.size
+    for row in range(starts.size - 1, -1, -1):
+        if tables[row] < 0:
+            continue
+        frequency, before, start = frequencies[tables[row]], cumulative[tables[row]], starts[row]
+        for j in range(lengths[row] - 1, -1, -1):
+            state, symbol = states[j % lanes], symbols[start + j]
+            width = frequency[symbol]
+            if state >= np.uint64(width) << np.uint64(20):
+                at -= 1
+                words[at] = np.uint16(state & LOW_WORD)
+                state = state >> U16
+            share = np.uint32(state // width)
+            states[j % lanes] = np.uint32((share << U12) + np.uint32(state - share * width) + before[symbol])
+    return at
+
+
+def _decode(
+    words: Any, at: Any, states: Any, lookup: Any, values: Any, starts: Any, lengths: Any, tables: Any, out: Any
+) -> Any:
+    lanes, padding = states.size, 0
+    for row in range(lengths.size):
+        padding = max(padding, lengths[row])
+    for row in range(starts.size):
+        if tables[row] < 0:
+            continue
+        table, value, start = lookup[tables[row]], values[tables[row]], starts[row]
+        for first in range(0, lengths[row], lanes):
+            for lane in range(min(lanes, lengths[row] - first)):
+                state = states[lane]
+                found = table[state & SLOTS]
+                moved = np.uint32((((found >> U12) & SLOTS) + ONE) * (state >> U12) + (found & SLOTS))
+                if moved < BOTTOM:
+                    moved = np.uint32((moved << U16) | np.uint32(words[at]))
+                    at += 1
+                states[lane] = moved
+                out[start + first + lane] = value[found >> U24]
+        if at > words.size - padding:
+            return -1
+    return at
+
+
+def _reflect(rows: Any, normal: Any, factor: Any) -> None:
+    total = np.zeros(rows.shape[1], np.float32)
+    for i in range(rows.shape[0]):
+        number, row = np.float32(normal[i]), rows[i]
+        for j in range(row.size):
+            total[j] += number * row[j]
+    for j in range(total.size):
+        total[j] *= factor
+    for i in range(rows.shape[0]):
+        number, row = np.float32(normal[i]), rows[i]
+        for j in range(row.size):
+            row[j] -= number * total[j]
+
+
+_compiled = numba.njit(cache=True, nogil=True)
+sums = _compiled(_sums)
+histogram = _compiled(_histogram)
+decode = _compiled(_decode)
+reflect = _compiled(_reflect)
+_quantized = _compiled(_quantize)
+_encoded = _compiled(_encode)
+
+
+def quantize(values: Any, starts: Ints, lengths: Ints, tables: Ints, inverse: Any, offsets: Ints) -> Any:
+    """As `kernels.quantize`."""
+    escapes = np.empty(values.size, np.int16)
+    symbols, escaped, counts, residuals = _quantized(values, starts, lengths, tables, inverse, offsets, escapes)
+    return symbols, escapes[:escaped].copy(), counts, residuals
+
+
+def encode(symbols: Any, starts: Ints, lengths: Ints, tables: Ints, frequencies: Ints, lanes: int) -> Words:
+    """As `kernels.encode`."""
+    states: States = np.full(lanes, LOWEST, np.uint32)
+    words = np.empty(symbols.size, np.uint16)
+    cumulative = np.cumsum(frequencies, axis=1) - frequencies
+    known = frequencies.astype(np.uint32), cumulative.astype(np.uint32)
+    at = _encoded(symbols, starts, lengths, tables, *known, states, words)
+    return np.concatenate([states.astype("<u4").view("<u2"), words[at:]])
