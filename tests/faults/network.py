@@ -68,6 +68,10 @@ class _Context:
         """No certificates here."""
         return {}
 
+    def set_compression(self, compression: Any) -> None: ...
+
+    async def send_initial_metadata(self, metadata: Any) -> None: ...
+
     async def abort_with_status(self, status: Any) -> None:
         raise _Aborted(status)
 
