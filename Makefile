@@ -9,8 +9,10 @@ DEMO ?=
 SOAK ?=
 SEEDS ?= 10000
 CUTS ?= 500
+SCHEDULES ?= 1000
+FAULTS ?=
 
-.PHONY: help demo test simulate power soak check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate power soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -26,6 +28,9 @@ demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real
 
 test: $(VENV)/ready  ## every test
 	$(PYTEST)
+
+faults: $(VENV)/ready  ## SCHEDULES=1000 random schedules of faults over both kinds of store, and the seeded bugs; goes on where it was
+	$(RUN) -m tests.faults.campaign --schedules $(SCHEDULES) $(FAULTS)
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
@@ -81,4 +86,4 @@ bench-rounds: $(VENV)/ready  ## a round without training: time, memory of client
 	$(RUN) -m benchmarks.round_overhead
 
 clean:  ## forget the environment and what was made
-	rm -rf $(VENV) $(OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(OUT) faults-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

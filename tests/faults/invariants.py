@@ -9,7 +9,7 @@ checks, of every run:
 4. every receipt is an update in its attempt; an update counts once in the release of its attempt if that was published,
    and nowhere else;
 5. nothing was accepted into a round that was no longer open: a round has as many updates as it says, never more than its
-   goal, and fewer only from its minimum on and after its deadline;
+   goal, and fewer only from its minimum on and after its deadline; what was refused as too late is not in it;
 6. seats: an open round has offered as many parts as there are devices that hold one (there is no privacy budget to check);
 7. if it should have `ended`, every run has, and no round waits.
 
@@ -34,37 +34,58 @@ from coordinator.stores.uploads import GROWN
 from coordinator.uploads import HEADING_BYTES
 from coordinator.verify import verify
 from wire import spec
-from wire.errors import EdgetuneError, StoreError
+from wire.errors import EdgetuneError, Reason, StoreError
 from wire.messages import ENDED, Contribution, Receipt, ReleaseManifest
 
 ROUND_COLUMNS = [field.name for field in dataclasses.fields(Round)]
 
 
-def note(journal: Path, receipt: Receipt) -> None:
-    """What a client does with a receipt: one line, in one write, that outlives its process."""
+def note(journal: Path, receipt: Receipt, refused: Reason | None = None) -> None:
+    """What a client does with a receipt, or with a last word of no: one line, in one write, that outlives its process."""
+    line = dataclasses.asdict(receipt) | ({"refused": refused.value} if refused else {})
     handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        os.write(handle, json.dumps(dataclasses.asdict(receipt)).encode() + b"\n")
+        os.write(handle, json.dumps(line).encode() + b"\n")
     finally:
         os.close(handle)
 
 
 def receipts(journals: Iterable[Path]) -> list[Receipt]:
     """All that was noted; a journal that is not there is empty."""
-    lines = [line for path in journals if path.exists() for line in path.read_text().splitlines()]
-    return [spec.parse(Receipt, json.loads(line), "receipt") for line in lines]
+    return [_receipt(line) for line in _lines(journals) if "refused" not in line]
+
+
+def refusals(journals: Iterable[Path]) -> list[tuple[Receipt, Reason]]:
+    """Each update, named as its receipt would name it, that a client was told will not count."""
+    return [(_receipt(line), Reason[line.pop("refused")]) for line in _lines(journals) if "refused" in line]
+
+
+def _lines(journals: Iterable[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in journals if path.exists() for line in path.read_text().splitlines()]
+
+
+def _receipt(line: dict[str, Any]) -> Receipt:
+    return Receipt(**{field.name: line[field.name] for field in dataclasses.fields(Receipt)})
 
 
 async def violations_at(place: Place, journals: Iterable[Path], *, ended: bool, one_clock: bool = True) -> list[str]:
     """As `violations`, of a store that is opened for this and closed again."""
     store = place.open(create=False)
     try:
-        return await violations(store, receipts(journals), ended=ended, one_clock=one_clock)
+        found = list(journals)
+        return await violations(store, receipts(found), refusals(found), ended=ended, one_clock=one_clock)
     finally:
         await store.ledger.close()
 
 
-async def violations(store: Store, noted: Collection[Receipt], *, ended: bool, one_clock: bool = True) -> list[str]:
+async def violations(
+    store: Store,
+    noted: Collection[Receipt],
+    refused: Collection[tuple[Receipt, Reason]] = (),
+    *,
+    ended: bool,
+    one_clock: bool = True,
+) -> list[str]:
     """A sentence for each thing that is wrong; nothing, if all holds. Without `one_clock` processes of other clocks wrote
     times into this store, and those are not compared."""
     names = await store.ledger.names()
@@ -73,8 +94,10 @@ async def violations(store: Store, noted: Collection[Receipt], *, ended: bool, o
     found += [*await _of_engine(store), *await _of_blobs(store), *await _of_uploads(store)]
     for name in names:
         seen = await _Seen.of(store, name)
-        found += _of_rounds(seen) + _of_releases(seen) + _of_updates(seen, one_clock) + _of_seats(seen)
-        found += _of_receipts(seen, {receipt for receipt in noted if receipt.run == name})
+        found += _of_rounds(seen) + _of_releases(seen) + _of_updates(seen) + _of_seats(seen)
+        own = {receipt for receipt in noted if receipt.run == name}
+        found += _of_receipts(seen, own)
+        found += _of_times(seen) + _of_refusals(seen, refused, own) if one_clock else []
         found += await _of_bytes(store, name)
         found += _of_the_end(seen) if ended else []
     return found
@@ -116,6 +139,16 @@ class _Seen:
         """The attempts at each round, in order."""
         for _, group in itertools.groupby(self.rounds, key=lambda one: one.number):
             yield list(group)
+
+    def counting(self) -> list[Round]:
+        """Rounds whose updates are their own: every attempt, but of a buffer, whose attempts hand them on, the last."""
+        last = {one.number: one for one in self.rounds}
+        return [one for one in self.rounds if one.max_staleness is None or last[one.number] is one]
+
+    def times(self, one: Round) -> list[int]:
+        """When its updates were accepted."""
+        updates = self.updates[one.number, one.attempt]
+        return [self.accepted_us[update.round, update.attempt, update.device] for update in updates]
 
 
 _SELECT_ROUNDS = f"SELECT {', '.join(ROUND_COLUMNS)} FROM rounds WHERE run = ? ORDER BY number, attempt"  # constants
@@ -199,27 +232,41 @@ def _of_releases(seen: _Seen) -> list[str]:
     return found
 
 
-def _of_updates(seen: _Seen, one_clock: bool) -> list[str]:
+def _of_updates(seen: _Seen) -> list[str]:
     """What a round accepted, beside what it says and what its rules are."""
     found = []
-    for last in [attempts[-1] for attempts in seen.attempts()] + [r for r in seen.rounds if r.max_staleness is None]:
-        updates = seen.updates[last.number, last.attempt]
-        where = f"round {last.number} (attempt {last.attempt})"
-        if len(updates) != last.accepted:
-            found.append(f"{where} says {last.accepted} updates and has {len(updates)}")
+    for one in seen.counting():
+        updates, where = seen.updates[one.number, one.attempt], f"round {one.number} (attempt {one.attempt})"
+        if len(updates) != one.accepted:
+            found.append(f"{where} says {one.accepted} updates and has {len(updates)}")
         if len({update.device for update in updates}) != len(updates):
             found.append(f"{where} counts a device twice")
-        if last.accepted > last.goal or (last.state in ("sealed", "published") and last.accepted < last.minimum):
-            found.append(f"{where} closed with {last.accepted} updates, for a goal of {last.goal}")
-        if one_clock and not _in_time(seen, last, updates):
-            found.append(f"{where} broke the rule of its deadline")
-    return list(dict.fromkeys(found))
+        if one.accepted > one.goal or (one.state in ("sealed", "published") and one.accepted < one.minimum):
+            found.append(f"{where} closed with {one.accepted} updates, for a goal of {one.goal}")
+    return found
 
 
-def _in_time(seen: _Seen, last: Round, updates: list[Contribution]) -> bool:
+def _of_times(seen: _Seen) -> list[str]:
+    """The store has one clock, by which everything happens in order."""
+    found = [
+        f"round {one.number} (attempt {one.attempt}) broke the rule of its deadline"
+        for one in seen.counting()
+        if not _in_time(seen, one)
+    ]
+    published = [us for _, (_, us) in sorted(seen.made_by.items())]
+    if published != sorted(published):
+        found.append("a release is older than the one before")
+    for one in seen.counting():
+        opened_us = seen.made_by.get(one.base_version, (0, 0))[1]
+        if one.max_staleness is None and any(time < opened_us for time in seen.times(one)):
+            found.append(f"round {one.number} has an update from before it opened")
+    return found
+
+
+def _in_time(seen: _Seen, last: Round) -> bool:
     """Nothing came after the deadline, nor after the release; and a round that is not full waited for its deadline."""
     _, published_us = seen.made_by.get(last.number, (0, None))
-    times = [seen.accepted_us[update.round, update.attempt, update.device] for update in updates]
+    times = seen.times(last)
     if last.max_staleness is not None or last.paused_us is not None or last.deadline_us is None:
         return True
     closed_us = published_us if last.state == "published" and last.kind == "train" else None
@@ -246,6 +293,13 @@ def _of_receipts(seen: _Seen, noted: set[Receipt]) -> list[str]:
     found = [f"a receipt without an update: {lost}" for lost in sorted(noted - kept, key=repr)]
     given = Counter((r.round, r.attempt, r.device) for r in noted)
     return found + [f"two receipts for one task: {task}" for task, count in given.items() if count > 1]
+
+
+def _of_refusals(seen: _Seen, refused: Collection[tuple[Receipt, Reason]], noted: set[Receipt]) -> list[str]:
+    """What a device was told is lost to its round is not in it: but for a task that it got once more, and a receipt."""
+    kept = {Receipt(seen.name, u.round, u.attempt, u.device, u.digest) for one in seen.updates.values() for u in one}
+    told = {update for update, reason in refused if reason in (Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED)} - noted
+    return [f"an update counts whose device was told that it does not: {one}" for one in sorted(told & kept, key=repr)]
 
 
 def _of_the_end(seen: _Seen) -> list[str]:

@@ -1,0 +1,169 @@
+"""What a seed says of a schedule: its run, how many processes, and every fault. Pure: the same seed gives the same again.
+
+What is not drawn is how processes interleave: a seed that failed once is played again with the same faults, and fails again
+as often as its faults make likely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+from typing import Literal
+
+from wire import run_spec
+from wire.delta import Layout, Tensor
+from wire.run_spec import RunSpec
+
+Lane = Literal["sqlite", "postgresql"]
+LANES: tuple[Lane, ...] = ("sqlite", "postgresql")
+LAYOUT = Layout((Tensor("w", (32, 32)),))
+SHORT_S = 1.5
+"""The deadline of rounds that some device misses now and then, because it dawdles longer."""
+UPLOADER = 1
+"""The client that sends its updates in parts."""
+
+STATEMENTS = (
+    *("INSERT INTO contributions", "UPDATE assignments SET", "UPDATE rounds SET", "INSERT INTO releases"),
+    *("INSERT INTO rounds", "INSERT INTO assignments", "INSERT INTO uploads", "UPDATE uploads SET"),
+    *("INSERT INTO upload_parts", "DELETE FROM upload_parts", "DELETE FROM uploads", "UPDATE runs SET"),
+)
+COMMITS = ("COMMIT", "COMMIT done")
+CLOSER = ("combine", "combine done")
+BLOB_STEPS: dict[Lane, tuple[str, ...]] = {
+    "sqlite": ("file write", "file write done", "file link", "file link done", "blob delete", "blob delete done"),
+    "postgresql": ("bucket put", "bucket put done", "blob delete", "blob delete done"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Strike:
+    """What befalls a replica at the arrivals `first` to `last` at a step: it dies, stops for a while, or has a full disk."""
+
+    step: str
+    first: int
+    last: int
+    what: Literal["kill", "stop", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """One incarnation of a replica. `skew_s`: how far its host's clock is off."""
+
+    strikes: tuple[Strike, ...] = ()
+    skew_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Incident:
+    """What befalls a process, or all of them, at an instant. `who` counts from 1; `for_s`: until it goes on or comes back."""
+
+    at_s: float
+    kind: Literal["kill", "stop", "blackout", "kill client", "database", "bucket"]
+    who: int
+    for_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Weather:
+    """How often a link to the coordinators cuts or delays, for each time bytes come by."""
+
+    cut: float
+    lose_answer: float
+    delay: float
+    longest_delay_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A whole schedule, but for what each replica's lives and each link's weather are."""
+
+    seed: int
+    lane: Lane
+    replicas: int
+    clients: int
+    run: RunSpec
+    lasts_s: float
+    skewed: bool
+    incidents: tuple[Incident, ...]
+
+
+def scene(seed: int, lane: Lane, bucket_may_die: bool = False) -> Scene:
+    chance = Random(f"edgetune schedule {lane} {seed}")
+    replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(2.0, 4.0)
+    kinds = ["kill", "stop", "kill client", *(["blackout"] if chance.random() < 0.5 else [])]
+    count = chance.choice((1, 2, 3))
+    incidents = [_incident(chance, chance.choice(kinds), replicas, clients, lasts_s) for _ in range(count)]
+    if lane == "postgresql" and chance.random() < 0.15:
+        incidents.append(_incident(chance, "database", replicas, clients, lasts_s))
+    if bucket_may_die and chance.random() < 0.02:
+        incidents.append(_incident(chance, "bucket", replicas, clients, lasts_s))
+    return Scene(
+        seed=seed,
+        lane=lane,
+        replicas=replicas,
+        clients=clients,
+        run=_run(chance, seed, clients),
+        lasts_s=lasts_s,
+        skewed=chance.random() < 0.25,
+        incidents=tuple(sorted(incidents, key=lambda one: one.at_s)),
+    )
+
+
+def life(drawn: Scene, replica: int, incarnation: int) -> Life:
+    """Of each four lives one is without a fault of its own."""
+    chance = Random(f"edgetune life {drawn.lane} {drawn.seed} {replica} {incarnation}")
+    skew_s = chance.choice((-3600.0, 7200.0, 0.0)) * chance.random() if drawn.skewed else 0.0
+    strikes = tuple(_strike(chance, drawn.lane) for _ in range(chance.choice((0, 1, 2, 3))))
+    return Life(strikes, skew_s)
+
+
+def weather(drawn: Scene, client: int, incarnation: int) -> Weather:
+    """An upload in parts takes more calls than all else: its link breaks more often, so that it breaks in the middle."""
+    chance = Random(f"edgetune link {drawn.lane} {drawn.seed} {client} {incarnation}")
+    if client == UPLOADER:
+        return Weather(chance.uniform(0.02, 0.08), chance.uniform(0, 0.05), 0.1, 0.02)
+    if chance.random() < 0.25:
+        return Weather(0.0, 0.0, 0.0, 0.0)
+    return Weather(chance.uniform(0, 0.03), chance.uniform(0, 0.05), chance.uniform(0, 0.2), 0.05)
+
+
+def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: float) -> Incident:
+    who = chance.randint(1, clients if kind == "kill client" else replicas)
+    for_s = chance.uniform(0.3, 1.5) if kind == "stop" else chance.uniform(0.0, 0.15)
+    return Incident(chance.uniform(0.1, lasts_s / 2), kind, who, for_s)  # type: ignore[arg-type]  # one of them
+
+
+def _strike(chance: Random, lane: Lane) -> Strike:
+    """A closer is stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
+    steps = ((STATEMENTS, 1), (COMMITS, 6), (BLOB_STEPS[lane], 3), (BLOB_STEPS[lane], 3), (CLOSER, 1))
+    among, often = chance.choice(steps)
+    step, first = chance.choice(among), 1 + int(chance.expovariate(1 / often))
+    what = chance.choice(("kill", "stop", "stop", "stop") if among == CLOSER else ("kill", "kill", "stop", "full"))
+    if what == "full" and step.endswith("done"):
+        what = "kill"
+    last = first + (chance.choice((0, 1, 3)) if what == "full" else 0)
+    return Strike(step, first, last, what)  # type: ignore[arg-type]  # one of them
+
+
+def _run(chance: Random, seed: int, clients: int) -> RunSpec:
+    goal = chance.randint(2, clients)
+    short = chance.random() < 0.35
+    cohort: dict[str, object] = {
+        "minimum": min(goal, chance.choice((1, 2))),
+        "over_selection": chance.choice((1.0, 2.0)),
+    }
+    cohort |= {"deadline_s": SHORT_S if short else 600.0, "max_attempts": 10_000}
+    buffers = chance.random() < 0.2
+    cohort |= {"mode": "async", "buffer": goal, "max_staleness": 2} if buffers else {"goal": goal}
+    return run_spec.parse(
+        {
+            "name": "run",
+            "base": {"model": "toy", "format": "toy", "digest": "b" * 64},
+            "rounds": chance.randint(4, 8),
+            "cohort": cohort,
+            "method": {"id": "lora"},
+            "codec": "float32",
+            "server_optimizer": {"id": "momentum"},
+            "seed": seed,
+        }
+    )

@@ -1,0 +1,83 @@
+"""A link between a client and whichever replica answers, on loopback, that loses requests, answers and time as its weather is.
+
+Each new connection goes to a replica of its own choice, so that what a client says twice is heard by two of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+from tests.faults.draws import Weather
+
+
+class FlakyLink:
+    """TCP from a port of its own to one of `addresses`: a folder with a file for each replica that serves. It is steady from
+    when `calm` is there. What it did goes to `log`, one line each."""
+
+    def __init__(self, addresses: Path, calm: Path, log: Path, weather: Weather, chance: Random) -> None:
+        self._addresses, self._calm, self._log = addresses, calm, log
+        self._weather, self._chance = weather, chance
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        far = self._connected()
+        if far is None:
+            _shut(near)
+            return
+        threading.Thread(
+            target=self._forward, args=(far, near, self._weather.lose_answer, "answer lost"), daemon=True
+        ).start()
+        self._forward(near, far, self._weather.cut, "request cut")
+
+    def _connected(self) -> socket.socket | None:
+        found = sorted(self._addresses.glob("*"))
+        self._chance.shuffle(found)
+        for path in found:
+            with contextlib.suppress(OSError, ValueError):
+                host, _, port = path.read_text().rpartition(":")
+                return socket.create_connection((host, int(port)), timeout=5)
+        return None
+
+    def _forward(self, source: socket.socket, sink: socket.socket, cut: float, named: str) -> None:
+        with contextlib.suppress(OSError):
+            source.settimeout(None)
+            while data := source.recv(1 << 14):
+                steady = self._calm.exists()
+                if not steady and self._chance.random() < self._weather.delay:
+                    time.sleep(self._chance.uniform(0, self._weather.longest_delay_s))
+                if not steady and self._chance.random() < cut:
+                    self._tell(named)
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            _shut(end)
+
+    def _tell(self, what: str) -> None:
+        append(self._log, {"what": what})
+
+
+def append(log: Path, line: dict[str, object]) -> None:
+    """In one write, so that lines of many processes do not mix."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(handle, json.dumps(line).encode() + b"\n")
+    os.close(handle)
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()

@@ -1,0 +1,316 @@
+"""Random schedules of faults: replicas over one store, clients on links that break, and everything killed in turn.
+
+A schedule follows from its seed (`draws.py`): two or three replica processes, three or four client processes, one of which
+sends its updates in parts, and faults: kill -9 at a named step of the store or at an instant, SIGSTOP for longer than
+anything waits, a full disk, clocks that are off, requests and answers lost, the database crashed, the bucket's server killed.
+When no fault comes any more one healthy replica is left; the run must end, and then `invariants.py` looks. A schedule that
+fails says its seed and keeps its folder:
+
+    python -m tests.faults.schedules --store sqlite --seeds 7:8
+
+This process forks all others, and has no threads and no gRPC of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from coordinator import publish
+from coordinator.stores import Place
+from tests import servers
+from tests.faults import actors, bugs, draws, invariants
+from tests.faults.actors import Stage
+from tests.faults.draws import Incident, Lane, Life, Scene
+from tests.faults.flaky_links import append
+
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+STUCK_AFTER_S = 30.0
+"""Without a receipt after the last fault, on a machine that has other work too; deadlines are 1.5 s or never come."""
+STEP_S = 0.004
+RESTART_S = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Servers:
+    """What a lane over servers stands on; both None in the embedded lane."""
+
+    database: servers.Postgres | None = None
+    bucket: servers.S3 | None = None
+
+    def place(self, folder: Path) -> Place:
+        if self.database is None or self.bucket is None:
+            return Place.of(str(folder / "store"), None)
+        return Place.of(self.database.fresh(), self.bucket.fresh())
+
+
+@dataclasses.dataclass
+class _Process:
+    kind: str
+    number: int
+    incarnation: int
+    goes_on_at: float | None = None
+    """When it is stopped."""
+
+
+class Schedule:
+    """One schedule, from the first process to the judge's word."""
+
+    def __init__(self, scene: Scene, over: Servers, folder: Path, bug: str | None) -> None:
+        self._scene, self._over, self._bug = scene, over, bug
+        folder.mkdir(parents=True)
+        self._stage = Stage(folder, over.place(folder))
+        self._stage.addresses.mkdir()
+        self._running: dict[int, _Process] = {}
+        self._due: list[tuple[float, str, int]] = []
+        """When which replica or client starts again."""
+        self._lives = Counter[tuple[str, int]]()
+        self._stops = {one.who: one.for_s for one in scene.incidents if one.kind == "stop"}
+        self._wrong: list[str] = []
+        self._done = set[int]()
+        self._began = time.monotonic()
+
+    def play(self) -> dict[str, Any]:
+        try:
+            self._create()
+            for number in range(1, self._scene.replicas + 1):
+                self._start("replica", number)
+            for number in range(1, self._scene.clients + 1):
+                self._start("client", number)
+            self._through_faults()
+            self._to_the_end()
+            return self._outcome()
+        finally:
+            for pid in self._running:
+                os.kill(pid, signal.SIGKILL)
+            for pid in self._running:
+                os.waitpid(pid, 0)
+
+    def _create(self) -> None:
+        if self._finished(self._fork("create", 0, actors.create, self._stage, self._scene)) != 0:
+            raise RuntimeError(f"no run could be created; see {self._stage.folder}/create-0.log")
+
+    def _through_faults(self) -> None:
+        incidents = list(self._scene.incidents)
+        until = self._began + self._scene.lasts_s
+        while time.monotonic() < until and not self._is_over():
+            while incidents and time.monotonic() - self._began >= incidents[0].at_s:
+                self._befall(incidents.pop(0))
+            self._turn()
+
+    def _to_the_end(self) -> None:
+        """One replica without a fault of its own, and every client."""
+        self._stage.calm.touch()
+        self._end_all("replica")
+        self._due = [one for one in self._due if one[1] == "client"]
+        self._start("replica", 1, Life())
+        moved, receipts = time.monotonic(), 0
+        while not self._is_over() and time.monotonic() - moved < STUCK_AFTER_S:
+            self._turn()
+            if (now := len(invariants.receipts(self._stage.journals()))) != receipts:
+                moved, receipts = time.monotonic(), now
+        if not self._is_over():
+            self._wrong.append(f"nothing moves, and {self._scene.clients - len(self._done)} clients have not ended")
+        self._end_all("client")
+        self._end_all("replica")
+
+    def _is_over(self) -> bool:
+        return len(self._done) == self._scene.clients or bool(self._wrong)
+
+    def _turn(self) -> None:
+        time.sleep(STEP_S)
+        now = time.monotonic()
+        for pid, process in list(self._running.items()):
+            if process.goes_on_at is not None and (now >= process.goes_on_at or self._stage.calm.exists()):
+                process.goes_on_at = None
+                os.kill(pid, signal.SIGCONT)
+            ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if ended:
+                self._ended(pid, process, status, now)
+        for due in [one for one in self._due if one[0] <= now]:
+            self._due.remove(due)
+            self._start(*due[1:])
+
+    def _ended(self, pid: int, process: _Process, status: int, now: float) -> None:
+        """Or stopped at a step of its own."""
+        if os.WIFSTOPPED(status):
+            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, 0.4)
+            return
+        del self._running[pid]
+        code = os.waitstatus_to_exitcode(status)
+        if process.kind == "replica":
+            (self._stage.addresses / str(process.number)).unlink(missing_ok=True)
+        if process.kind == "client" and code == 0:
+            self._done.add(process.number)
+            return
+        if code != -signal.SIGKILL:
+            self._gave_up(process, code)
+        self._due.append((now + RESTART_S, process.kind, process.number))
+
+    def _gave_up(self, process: _Process, code: int) -> None:
+        """A client never may; a replica may not start while its store is not there."""
+        said = (self._stage.folder / f"{process.kind}-{process.number}.log").read_text().strip().splitlines()
+        last = said[-1] if said else "nothing"
+        if process.kind == "client" or not (code == 3 and last.startswith("MachineError") and self._over.database):
+            self._wrong.append(f"{process.kind} {process.number} gave up ({code}): {last}")
+
+    def _befall(self, incident: Incident) -> None:
+        append(self._stage.log, {"what": incident.kind})
+        match incident.kind:
+            case "kill" | "kill client":
+                self._kill("client" if incident.kind == "kill client" else "replica", incident)
+            case "stop":
+                for pid, process in self._running.items():
+                    if process.kind == "replica" and process.number == incident.who:
+                        process.goes_on_at = time.monotonic() + incident.for_s
+                        os.kill(pid, signal.SIGSTOP)
+            case "blackout":
+                self._end_all("replica")
+                self._judge(ended=False)
+                self._due += [
+                    (time.monotonic() + incident.for_s, "replica", number + 1) for number in range(self._scene.replicas)
+                ]
+            case "database" if self._over.database:
+                self._over.database.crash()
+            case "bucket" if isinstance(self._over.bucket, servers.Seaweed):
+                self._over.bucket.crash()
+
+    def _kill(self, kind: str, incident: Incident) -> None:
+        for pid, process in self._running.items():
+            if (process.kind, process.number) == (kind, incident.who):
+                os.kill(pid, signal.SIGKILL)
+
+    def _end_all(self, kind: str) -> None:
+        for pid, process in list(self._running.items()):
+            if process.kind == kind:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                del self._running[pid]
+        if kind == "replica":
+            self._due = [one for one in self._due if one[1] != kind]
+            for address in self._stage.addresses.iterdir():
+                address.unlink()
+
+    def _start(self, kind: str, number: int, life: Life | None = None) -> None:
+        incarnation = self._lives[kind, number]
+        self._lives[kind, number] += 1
+        if kind == "client":
+            pid = self._fork(kind, number, actors.client, self._stage, self._scene, number, incarnation)
+        else:
+            lived = life if life is not None else draws.life(self._scene, number, incarnation)
+            pid = self._fork(kind, number, actors.replica, self._stage, number, lived, self._bug)
+        self._running[pid] = _Process(kind, number, incarnation)
+
+    def _fork(self, kind: str, number: int, work: Any, *given: Any) -> int:
+        return actors.alone(work, *given, log=self._stage.folder / f"{kind}-{number}.log")
+
+    def _finished(self, pid: int) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def _judge(self, ended: bool) -> dict[str, Any]:
+        if self._finished(self._fork("judge", 0, actors.judge, self._stage, self._scene, ended)) != 0:
+            said = (self._stage.folder / "judge-0.log").read_text().strip().splitlines()
+            self._wrong.append(f"the store cannot be judged: {said[-1] if said else ''}")
+            return {"rounds": 0, "receipts": 0}
+        judged: dict[str, Any] = json.loads((self._stage.folder / "judged.json").read_text())
+        self._wrong += judged["violations"]
+        return judged
+
+    def _outcome(self) -> dict[str, Any]:
+        judged = self._judge(ended=True)
+        lines = (
+            [json.loads(line) for line in self._stage.log.read_text().splitlines()] if self._stage.log.exists() else []
+        )
+        faults = Counter(line["what"] for line in lines)
+        if self._scene.skewed:
+            faults["clocks off"] += 1
+        return {
+            "seed": self._scene.seed,
+            "store": self._scene.lane,
+            "bug": self._bug,
+            "violations": self._wrong,
+            "rounds": judged["rounds"],
+            "receipts": judged["receipts"],
+            "faults": dict(faults),
+            "pairs": sorted({f"{line['step']} | {line['state']}" for line in lines if "step" in line}),
+            "seconds": round(time.monotonic() - self._began, 2),
+        }
+
+
+def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = None) -> dict[str, Any]:
+    """What became of a schedule. Its folder goes to `kept` if anything is wrong, unless a bug was on."""
+    scene = draws.scene(seed, lane, isinstance(over.bucket, servers.Seaweed))
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        outcome = Schedule(scene, over, Path(folder) / "own", bug).play()
+        if outcome["violations"] and not bug:
+            place = kept / f"{lane}-{seed}"
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.move(Path(folder) / "own", place)
+            outcome["folder"] = str(place)
+    return outcome
+
+
+@contextlib.contextmanager
+def standing(lane: Lane, seaweed: bool) -> Iterator[Servers]:
+    """The servers of a lane, for as long as it takes."""
+    if lane == "sqlite":
+        yield Servers()
+        return
+    with servers.postgres(power_may_fail=False) as database, servers.seaweed() if seaweed else servers.moto() as bucket:
+        os.environ |= bucket.environment
+        yield Servers(database, bucket)
+
+
+def warm_up() -> None:
+    """Load here what every process would load for itself, and let forks share it."""
+    publish.rules(draws.scene(0, "sqlite").run, draws.LAYOUT)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("coordinator.stores.s3")
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
+    parser.add_argument("--store", choices=get_args(Lane), required=True)
+    parser.add_argument("--seeds", default="0:30", help="FIRST:LAST+1, or a list")
+    parser.add_argument("--seaweed", action="store_true", help="a bucket that survives its server, instead of moto's")
+    parser.add_argument("--bug", choices=sorted(bugs.BUGS), help="a mistake that every replica makes")
+    parser.add_argument("--first", action="store_true", help="stop at the first schedule that fails")
+    parser.add_argument("--folder", type=Path, default=Path("faults-out"), help="where what failed is kept")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes and servers end with this one
+    os.environ |= {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0", "OMP_NUM_THREADS": "1"}
+    warm_up()
+    wrong = 0
+    with standing(args.store, args.seaweed) as over:
+        for seed in _seeds(args.seeds):
+            outcome = played(seed, over, args.store, args.folder, args.bug)
+            print(json.dumps(outcome), flush=True)
+            wrong += bool(outcome["violations"])
+            if wrong and args.first:
+                break
+    sys.exit(1 if wrong else 0)
+
+
+def _seeds(text: str) -> list[int]:
+    first, is_range, last = text.partition(":")
+    return list(range(int(first), int(last))) if is_range else [int(one) for one in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()
