@@ -8,10 +8,11 @@ OUT ?= demo-out
 DEMO ?=
 SOAK ?=
 SEEDS ?= 10000
+CUTS ?= 500
 SCHEDULES ?= 1000
 FAULTS ?=
 
-.PHONY: help demo test simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
+.PHONY: help demo test simulate power soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-lean clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -33,6 +34,9 @@ faults: $(VENV)/ready  ## SCHEDULES=1000 random schedules of faults over both ki
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
+
+power: $(VENV)/ready  ## power cuts at moments of recorded federations (CUTS=500)
+	$(RUN) -m tests.faults.power --cuts $(CUTS)
 
 soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
 	$(RUN) -m tests.faults.soak $(SOAK)
