@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from coordinator import publish
 from coordinator.stores import Store, devices
 from coordinator.stores.connection import Connection
@@ -16,13 +18,23 @@ from wire.messages import Contribution, ReleaseManifest
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """The verdict on one release; `fault` is None if it is what its contributions make, and signed if it should be."""
+    """The verdict on one release; `fault` is None if it is what its contributions make, and signed if it should be.
+
+    All is computed again bit for bit. Only a coded delta may be another than this machine's encoder makes (`coded_here` is
+    False then) if it sends as much and all else follows from it: an encoder may choose by a logarithm that machines round
+    differently, and zstd's bytes depend on its version.
+    """
 
     version: int
     digest: str
     contributions: int
     fault: str | None
     signed: bool = False
+    coded_here: bool = True
+
+
+SLACK = 1.01
+"""How much more than this machine's a delta may leave unsent, in energy."""
 
 
 async def verify(store: Store, name: str, release_key: str | None = None) -> list[Checked]:
@@ -75,9 +87,10 @@ def _check(
     accepted: list[Contribution],
     store: Store,
 ) -> Checked:
-    fault = _difference(by, parent, release, accepted, store)
+    fault, coded_here = _difference(by, parent, release, accepted, store)
     named = (*release.blobs, *(contribution.digest for contribution in accepted))
-    return Checked(release.version, release.digest, len(accepted), fault or _damage(named, store))
+    fault = fault or _damage(named, store)
+    return Checked(release.version, release.digest, len(accepted), fault, coded_here=coded_here)
 
 
 def _difference(
@@ -86,23 +99,30 @@ def _difference(
     release: ReleaseManifest,
     accepted: list[Contribution],
     store: Store,
-) -> str | None:
+) -> tuple[str | None, bool]:
+    """What is wrong with a release, and whether this machine codes its very delta."""
     try:
-        again = publish.combine(by, parent, accepted, store.blobs).release
-        if again == release:
-            return None
-        if release.delta and by.downlink:  # the same delta may have other bytes: zstd's depend on its version
-            given = publish.combine(by, parent, accepted, store.blobs, store.blobs.get(release.delta)).release
-            if given == release and (again.adapter, again.residual) == (given.adapter, given.residual):
-                return None
-            if given == release:
-                return "its delta is not what the downlink's codec makes of the sum; all else follows from that delta"
+        again = publish.combine(by, parent, accepted, store.blobs)
+        if again.release == release:
+            return None, True
+        if release.delta and by.downlink:
+            given = publish.combine(by, parent, accepted, store.blobs, store.blobs.get(release.delta))
+            if given.release == release:
+                good = _unsent(given) <= SLACK * _unsent(again)
+                return None if good else "its delta sends less of the sum than the downlink's codec does", False
     except EdgetuneError as error:
         if isinstance(error, Refused) and error.reason is Reason.BUSY:
             raise  # a store that does not answer says nothing of the release
-        return str(error)
-    fields = [f.name for f in dataclasses.fields(release) if getattr(again, f.name) != getattr(release, f.name)]
-    return f"computed again, it differs in {', '.join(fields)}"
+        return str(error), True
+    made = again.release
+    fields = [f.name for f in dataclasses.fields(release) if getattr(made, f.name) != getattr(release, f.name)]
+    return f"computed again, it differs in {', '.join(fields)}", True
+
+
+def _unsent(made: publish.Made) -> float:
+    """The energy of a release's residual."""
+    residual = next(blob for blob in made.blobs if spec.bytes_digest(blob) == made.release.residual)
+    return float(np.square(np.frombuffer(residual, "<f4").astype(np.float64)).sum())
 
 
 def _damage(digests: Iterable[str], store: Store) -> str | None:

@@ -57,7 +57,7 @@ a spec to start from:
   id = "lora"
   local_steps = 8
   [downlink]               # releases as coded deltas; without it as float32 adapters
-  codec = "top_k_int4_5"
+  codec = "ecsq"
 """
 
 
@@ -226,7 +226,8 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps(shown | {"releases": [dataclasses.asdict(v) for v in verdicts]}))
     else:
         for v in verdicts:
-            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or 'ok'}")
+            verdict = "ok" if v.coded_here else "ok; its delta was coded otherwise than this machine would"
+            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or verdict}")
         if not any(v.signed for v in verdicts):
             print("signatures: none checked; a coordinator without identities signs nothing")
         print(

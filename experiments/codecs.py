@@ -31,11 +31,14 @@ examples:
 
 Files of one run and round are one group: their mean is what a coordinator would make of them. `relative_mse` is the error of a
 client's update, `aggregate_mse` that of the group's mean, each relative to its energy; `gap_bits` is the distance from the
-Gaussian bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries a second.
+Gaussian bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries
+a second.
 """
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 ROLES: Mapping[str, Role] = {".lora_A.": "lora_A", ".lora_B.": "lora_B"}
 PACK: Plain = {"id": "pack"}
+ENTROPY: Plain = {"id": "entropy"}
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25)
 
 
 def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
@@ -47,9 +50,17 @@ def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
         "float16": [[{"id": "float16"}, PACK]],
         "int8": [[INT8, PACK]],
         "int4": [[INT4, PACK]],
-        "top_k_int4": [
-            [{"id": "top_k", "fraction": f}, INT4, {"id": "rice"}, PACK] for f in (0.01, 0.02, 0.05, 0.1, 0.25)
-        ],
+        "nf4": [[{"id": "normal_float"}, PACK]],
+        "top_k_int4": [[{"id": "top_k", "fraction": f}, INT4, {"id": "rice"}, PACK] for f in FRACTIONS],
+        "qsgd": [[{"id": "qsgd", "levels": s, "bucket": 512}, ENTROPY, PACK] for s in (4, 16, 64)],
+        "dither": [[{"id": "dither", "relative": step}, ENTROPY, PACK] for step in (0.25, 0.5, 1.0, 2.0, 4.0)],
+        "ternary": [[{"id": "ternary"}, ENTROPY, PACK]],
+        "sign": [[{"id": "sign"}, PACK]],
+        "eden": [[{"id": "eden", "bits": b}, PACK] for b in (1, 2, 3, 4)],
+        "eden_unbiased": [[{"id": "eden", "bits": b, "unbiased": True}, PACK] for b in (1, 2, 3, 4)],
+        "random_k_int4": [[{"id": "random_k", "fraction": f}, INT4, PACK] for f in FRACTIONS],
+        "chunk_top_k": [[{"id": "chunk_top_k", "kept": k}, PACK] for k in (32, 64, 128, 512)],
+        "count_sketch_int8": [[{"id": "count_sketch", "fraction": f}, INT8, PACK] for f in FRACTIONS],
     }
 
 

@@ -17,7 +17,7 @@ from coordinator.publish import Rules
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.stores.sqlite import SqliteLedger
-from coordinator.verify import verify
+from coordinator.verify import Checked, verify
 from edge_client.releases import Releases
 from edge_client.transport import Connection, Fetched
 from tests.conformance import test_stores as stores
@@ -26,6 +26,7 @@ from tests.coordinator.test_service import LAYOUT, make, named
 from tests.processes import CoordinatorProcess
 from wire import spec
 from wire.codecs.chain import HEADER_BYTES
+from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq
 from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, SpecError
 from wire.messages import ReleaseManifest, Task
@@ -33,6 +34,8 @@ from wire.run_spec import RunSpec
 from wire.scalars import Scalars
 
 OPTIMIZERS: list[dict[str, Any]] = [{"id": "average"}, {"id": "momentum"}, {"id": "adam", "epsilon": 0.1}]
+CODECS = {name: name for name in COMPOSITIONS} | {"ecsq": ecsq(2.0), "rotated_ecsq": ecsq(2.0, ROTATION)}
+"""At their own rate these two have no room in an adapter of a thousand entries."""
 ZERO = np.zeros(LAYOUT.size, np.float32)
 
 
@@ -69,10 +72,10 @@ def stored(blobs: MemoryBlobs, digest: str | None) -> Vector:
     return publish.vector(blobs.get(digest or ""), LAYOUT.size)
 
 
-@pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int4", "top_k_int4", "top_k_int4_5"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[row["id"] for row in OPTIMIZERS])
 def test_adapter_and_residual_together_walk_as_they_would_uncoded(codec: str, optimizer: dict[str, Any]) -> None:
-    coded = rules(downlink={"codec": codec}, server_optimizer=optimizer)
+    coded = rules(downlink={"codec": CODECS[codec]}, server_optimizer=optimizer)
     plain, blobs = rules(downlink=None, server_optimizer=optimizer), MemoryBlobs()
     last, wanted = published(coded, 40, blobs)[-1], published(plain, 40, blobs)[-1]
     assert last.optimizer_state == wanted.optimizer_state, "the optimizer never sees what the codec loses"
@@ -323,18 +326,19 @@ def rewritten(payload: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("same", None), ("rewritten", None), ("other", "not what the downlink's codec")]
+    ("how", "said"), [("same", None), ("rewritten", None), ("nearly", None), ("other", "sends less of the sum")]
 )
-def test_verify_asks_what_a_delta_means_and_not_how_it_is_written(how: str, said: str | None, tmp_path: Path) -> None:
+def test_verify_takes_another_delta_only_if_it_sends_as_much(how: str, said: str | None, tmp_path: Path) -> None:
     layout = stores.LAYOUT
 
-    async def check() -> tuple[str | None, str | None]:
+    async def check() -> tuple[Checked, Checked]:
         store = Store(SqliteLedger(tmp_path), MemoryBlobs())
         run = stores.spec(cohort={"goal": 1}, downlink={"codec": "int4"})
         by = publish.rules(run, layout)
         first = publish.initial(run, layout, store.blobs.put(bytes(4 * layout.size)))
         await store.ledger.create_run(run, layout, first)
-        payload = payload_of(by, np.linspace(-1, 1, layout.size, dtype=np.float32))
+        learned = np.linspace(-1, 1, layout.size, dtype=np.float32)
+        payload = payload_of(by, learned)
         task, digest = await stores.task_of(store.ledger, "d1"), store.blobs.put(payload)
         mine = stores.contribution(task, "d1", digest, size=len(payload))
         await store.ledger.accept(mine)
@@ -345,6 +349,7 @@ def test_verify_asks_what_a_delta_means_and_not_how_it_is_written(how: str, said
         deltas = {
             "same": delta,
             "rewritten": rewritten(delta),
+            "nearly": payload_of(other, np.float32(1.001) * learned),
             "other": payload_of(other, np.full(layout.size, 0.1, np.float32)),
         }
         made = publish.combine(by, first, [mine], store.blobs, deltas[how])
@@ -353,12 +358,13 @@ def test_verify_asks_what_a_delta_means_and_not_how_it_is_written(how: str, said
         assert await store.ledger.publish(run.name, sealed, made.release)
         assert (made.release == honest.release) == (how == "same")
         assert set(made.release.blobs) < await store.ledger.named_blobs(), "what gc spares"
-        fault = (await verify(store, run.name))[1].fault
+        whole = (await verify(store, run.name))[1]
         store.blobs.delete(made.release.residual or "")
-        gone = (await verify(store, run.name))[1].fault
+        damaged = (await verify(store, run.name))[1]
         await store.ledger.close()
-        return fault, gone
+        return whole, damaged
 
-    fault, gone = asyncio.run(check())
-    assert (fault is None) == (said is None) and (said or "") in (fault or "")
-    assert gone is not None
+    whole, damaged = asyncio.run(check())
+    assert (whole.fault is None) == (said is None) and (said or "") in (whole.fault or "")
+    assert whole.coded_here == (how == "same")
+    assert damaged.fault is not None

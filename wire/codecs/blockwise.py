@@ -45,10 +45,10 @@ class Blockwise:
 
     def encode(self, x: Fields, state: State, like: Shape) -> tuple[Fields, State]:
         values = x["values"]
-        blocks = _blocks(values, self.block)
-        scales = half(np.abs(blocks).max(axis=1) / np.float32(self.top))
+        parts = blocks(values, self.block)
+        scales = half(np.abs(parts).max(axis=1) / np.float32(self.top))
         steps = scales.astype(np.float32)[:, None]
-        ratio = np.divide(blocks, steps, out=np.zeros_like(blocks), where=steps > 0)
+        ratio = np.divide(parts, steps, out=np.zeros_like(parts), where=steps > 0)
         codes = np.clip(np.rint(ratio), -self.top, self.top).astype(np.int8).reshape(-1)[: len(values)]
         rest = {name: field for name, field in x.items() if name != "values"}
         return {"scales": scales, "codes": codes if self.bits == 8 else _join_nibbles(codes), **rest}, {}
@@ -60,12 +60,12 @@ class Blockwise:
         codes = y["codes"] if self.bits == 8 else _split_nibbles(y["codes"], length)
         if np.signbit(scales).any() or (codes < -self.top).any():
             raise PayloadError(Reason.BAD_PAYLOAD, "a block has a negative scale or a code out of range")
-        values = (_blocks(codes.astype(np.float32), self.block) * scales[:, None]).reshape(-1)[:length]
+        values = (blocks(codes.astype(np.float32), self.block) * scales[:, None]).reshape(-1)[:length]
         rest = {name: field for name, field in y.items() if name not in ("scales", "codes")}
         return {"values": values, **rest}
 
 
-def _blocks(values: Array, block: int) -> Array:
+def blocks(values: Array, block: int) -> Array:
     """[n] as [ceil(n / block), block], zeros after the end."""
     if padding := -len(values) % block:
         values = np.concatenate([values, np.zeros(padding, values.dtype)])
@@ -73,7 +73,7 @@ def _blocks(values: Array, block: int) -> Array:
 
 
 def _join_nibbles(codes: Array) -> Array:
-    halves = _blocks(codes, 2) + np.int8(8)
+    halves = blocks(codes, 2) + np.int8(8)
     packed: Array = (halves[:, 0].astype(np.uint8) << 4) | halves[:, 1].astype(np.uint8)
     return packed
 

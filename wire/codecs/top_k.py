@@ -29,7 +29,7 @@ class TopK:
 
     def kept(self, length: int) -> int:
         """How many of `length` entries are sent."""
-        return min(length, max(1, math.ceil(self.fraction * length)))
+        return kept(self.fraction, length)
 
     def emits(self, like: Shape) -> Shape:
         length = expect(like, "values", "float32").length
@@ -53,6 +53,11 @@ class TopK:
         values = np.zeros(length, np.float32)
         values[positions] = y["values"]
         return {"values": values}
+
+
+def kept(fraction: float, length: int) -> int:
+    """How many entries a fraction of `length` is: at least one."""
+    return min(length, max(1, math.ceil(fraction * length)))
 
 
 def largest(magnitudes: Array, count: int) -> Array:
