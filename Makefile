@@ -8,10 +8,11 @@ OUT ?= demo-out
 DEMO ?=
 SOAK ?=
 SEEDS ?= 10000
+CUTS ?= 500
 SCHEDULES ?= 1000
 FAULTS ?=
 
-.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean clean
+.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean power bench-coordinator clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -33,6 +34,9 @@ faults: $(VENV)/ready  ## SCHEDULES=1000 random schedules of faults over both ki
 
 simulate: $(VENV)/ready  ## federations in virtual time under seeded faults (SEEDS=10000)
 	$(RUN) -m tests.faults.simulation --seeds $(SEEDS)
+
+power: $(VENV)/ready  ## power cuts at moments of recorded federations (CUTS=500)
+	$(RUN) -m tests.faults.power --cuts $(CUTS)
 
 soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
 	$(RUN) -m tests.faults.soak $(SOAK)
@@ -67,7 +71,7 @@ protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gi
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 
-bench: bench-rounds bench-train bench-zo  ## every benchmark: ratios against named baselines
+bench: bench-rounds bench-coordinator bench-train bench-zo  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead
@@ -86,6 +90,9 @@ bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: 
 
 bench-rounds: $(VENV)/ready  ## a round without training: time, memory of clients and of the coordinator
 	$(RUN) -m benchmarks.round_overhead
+
+bench-coordinator: $(VENV)/ready  ## a coordinator beside a bare gRPC handler: CPU, bytes a second, memory, replicas, stalled uploads
+	$(RUN) -m benchmarks.coordinator_throughput
 
 clean:  ## forget the environment and what was made
 	rm -rf $(VENV) $(OUT) faults-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,7 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     asks for spans that nothing here can make.
     """
     keep_freed_memory()
+    gc.freeze()  # what is loaded by now stays: no later collection need look at it
     with telemetry.tracing() as tracer:
         await _serve(store, how, ready, tracer)
 

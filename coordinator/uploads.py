@@ -158,20 +158,19 @@ class Uploads:
 
         WRONG_OFFSET if bytes are missing; PayloadError as `ingest.examine`.
         """
-        upload = await self._store.ledger.look(lambda db, _: uploads.of(db, mine))
+        upload, parts = await self._store.ledger.look(lambda db, _: uploads.with_parts(db, mine))
         if upload is None:
             return await self._examine(mine, mine.digest, by)
         if upload.received != upload.size:
             raise uploads.wrong_offset((upload.received,))
         try:
-            await self._finish(upload, mine, by)
+            await self._finish(upload, parts, mine, by)
         except Refused as error:
             if error.reason is Reason.UNKNOWN_BLOB:  # a part is gone: the rest is of no use
                 await self.forget(mine)
             raise
 
-    async def _finish(self, upload: Upload, mine: Contribution, by: Rules) -> None:
-        parts = await self._store.ledger.look(lambda db, _: uploads.parts(db, upload.id))
+    async def _finish(self, upload: Upload, parts: list[str], mine: Contribution, by: Rules) -> None:
         if parts != [uploads.GROWN]:
             await on(self._disk, self._join, mine, parts)
             return await self._examine(mine, mine.digest, by)

@@ -22,6 +22,7 @@ import numpy as np
 from wire import spec
 from wire.codecs import State
 from wire.delta import Vector
+from wire.durable import make_folder, sync_folder
 from wire.errors import EdgetuneError, MachineError, PayloadError, Reason, UserError
 from wire.messages import Contribution, ReleaseManifest, Task
 from wire.run_spec import NAME, Cohort, RunSpec
@@ -76,7 +77,7 @@ class DeviceState:
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = folder
         with _writable(folder):
-            (folder / "runs").mkdir(parents=True, exist_ok=True)
+            make_folder(folder / "runs")
             self._lock = (folder / "lock").open("a")
         self._take_lock()
         self.device = self._named(name)
@@ -244,15 +245,16 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """All or nothing: aside, synced, renamed."""
+    """All or nothing: aside, synced, renamed, and the name synced."""
     with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         aside = path.with_name(path.name + ".aside")
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync_folder(path.parent)
 
 
 def _number(path: Path) -> int:

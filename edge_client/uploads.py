@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import grpc
 
@@ -15,8 +16,11 @@ from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 
 PART_S = 90.0
 """Deadline of one part of an upload: longer than a coordinator waits for a slow one."""
-QUICK_S = 2.0
-"""After a part that took no longer the next may be twice as long, else half: each costs the coordinator a sync."""
+QUICK_S = 1.0
+"""After a call that took no longer the next may carry twice as much, else half."""
+CALL_BYTES = 2 * PART_BYTES
+"""What one call carries: one part. More would keep the next on its way while one is written, and cost a coordinator memory."""
+Sent = TypeVar("Sent", pb.UploadChunk, pb.UploadPart)
 Progress = Callable[[int, int], None]
 """Told of an upload how many bytes are durable, of how many."""
 
@@ -39,8 +43,8 @@ class Uploads(Calls):
         return Receipt.from_proto(receipt)
 
     def _upload(self, mine: pb.Contribution, payload: memoryview, progress: Progress) -> Receipt:
-        """Whatever breaks, ask how far the upload is and send the rest. Each durable byte renews patience."""
-        patience, reached = self._patience(), 0
+        """Whatever breaks, ask how far the upload is and send the rest. The first answer and each durable byte renew patience."""
+        patience, reached = self._patience(), -1
         while True:
             self._check_window()
             try:
@@ -58,22 +62,15 @@ class Uploads(Calls):
         offset, size, step = state.offset, len(payload), PART_BYTES
         progress(offset, size)
         while offset < size:
-            data, began = bytes(payload[offset : offset + step]), time.monotonic()
-            part = pb.UploadPart(
-                upload=state.upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data
-            )
-            offset = self._append(part).offset
+            began, end = time.monotonic(), min(offset + step, size)
+            parts = self._counted(_parts(state.upload, device, payload[:end], offset))
+            answer: pb.UploadState = self._devices.AppendUpload(parts, timeout=PART_S * -(-step // (2 * PART_BYTES)))
+            self.received += answer.ByteSize() + FRAME_BYTES
+            if answer.offset != end:
+                raise PayloadError(Reason.BAD_REQUEST, f"the coordinator took bytes to {end} and says {answer.offset}")
             quick = time.monotonic() - began < QUICK_S
-            step = min(2 * step, CHUNK_BYTES) if quick else max(step // 2, PART_BYTES)
+            offset, step = end, min(2 * step, CALL_BYTES) if quick else max(step // 2, PART_BYTES)
             progress(offset, size)
-
-    def _append(self, part: pb.UploadPart) -> pb.UploadState:
-        self.sent += part.ByteSize() + FRAME_BYTES
-        state: pb.UploadState = self._devices.AppendUpload(iter([part]), timeout=PART_S)
-        self.received += state.ByteSize() + FRAME_BYTES
-        if state.offset != part.offset + len(part.data):
-            raise PayloadError(Reason.BAD_REQUEST, f"the coordinator took a part and says offset {state.offset}")
-        return state
 
     def upload(self, data: bytes | memoryview) -> str:
         """Store bytes that are no update with the coordinator, in one stream; their digest."""
@@ -85,10 +82,16 @@ class Uploads(Calls):
 
         return self._again(attempt, SEND_AGAIN)
 
-    def _counted(self, chunks: Iterator[pb.UploadChunk]) -> Iterator[pb.UploadChunk]:
+    def _counted(self, chunks: Iterator[Sent]) -> Iterator[Sent]:
         for chunk in chunks:
             self.sent += chunk.ByteSize() + FRAME_BYTES
             yield chunk
+
+
+def _parts(upload: str, device: str, payload: memoryview, start: int) -> Iterator[pb.UploadPart]:
+    for offset in range(start, len(payload), 2 * PART_BYTES):
+        data = bytes(payload[offset : offset + 2 * PART_BYTES])
+        yield pb.UploadPart(upload=upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data)
 
 
 def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:

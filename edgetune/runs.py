@@ -57,7 +57,7 @@ a spec to start from:
   id = "lora"
   local_steps = 8
   [downlink]               # releases as coded deltas; without it as float32 adapters
-  codec = "top_k_int4_5"
+  codec = "ecsq"
 """
 
 

@@ -19,7 +19,7 @@ PROTOCOL = 1
 CHUNK_BYTES = 1 << 20
 """Bytes of data in one chunk of a stream; also the largest payload that travels in one unary call."""
 PART_BYTES = 256 << 10
-"""Bytes of an upload that a client sends at a time, up to CHUNK_BYTES while the link is quick: the most that are ever sent
+"""Bytes of an upload that a client sends at a time, twice as many while the link is quick: the most that are ever sent
 twice."""
 MAX_MESSAGE_BYTES = 4 << 20
 """The largest gRPC message either end takes; everything bigger is cut in chunks."""

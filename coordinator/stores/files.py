@@ -18,6 +18,7 @@ from pathlib import Path
 
 from coordinator.stores.declared import Declared
 from wire.contract import RETRY_AFTER_S
+from wire.durable import make_folder, sync_folder
 from wire.errors import MachineError, Reason, Refused
 
 ABANDONED_AFTER_S = 86_400.0
@@ -33,14 +34,6 @@ def _disk() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refused(Reason.DISK_FULL, "the coordinator's disk is full") from error
         raise MachineError(f"blob store: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _linked(path: Path, place: Path) -> bool:
@@ -107,8 +100,9 @@ class FileBlobs:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder, self._aside = Path(folder), Path(folder) / "aside"
+        self._durable: set[str] = set()
         try:
-            self._aside.mkdir(parents=True, exist_ok=True)
+            make_folder(self._aside)
         except OSError as error:
             raise MachineError(f"{folder}: cannot keep blobs here: {error.strerror}") from error
         self._sweep()
@@ -141,9 +135,11 @@ class FileBlobs:
         sync_folder(place.parent)
 
     def _make_folder(self, folder: Path) -> None:
-        if not folder.exists():
+        """A folder for blobs, with a durable name. That it is there says nothing of its name: who made it may have died."""
+        if folder.name not in self._durable:
             folder.mkdir(exist_ok=True)
             sync_folder(self._folder)
+            self._durable.add(folder.name)
 
     def grow(self, name: str) -> None:
         place = self._place(name)

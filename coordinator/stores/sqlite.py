@@ -17,6 +17,7 @@ from coordinator.stores import schema
 from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.sql_ledger import Clock, SqlLedger
+from wire.durable import make_folder
 from wire.errors import MachineError, Reason, Refused, StoreError, UserError
 
 BUSY_FOR_S = 30.0
@@ -35,7 +36,7 @@ class _Session:
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_FOR_S)
             with contextlib.ExitStack() as unless_ready:
                 unless_ready.callback(self._db.close)  # and with it goes a migration that is half done

@@ -61,6 +61,12 @@ def of(db: Connection, mine: Contribution) -> Upload | None:
     return None if row is None else Upload(*row)
 
 
+def with_parts(db: Connection, mine: Contribution) -> tuple[Upload | None, list[str]]:
+    """As `of`, and what its parts lie in. Together: a repeated commit may forget an upload between one look and the next."""
+    upload = of(db, mine)
+    return upload, [] if upload is None else parts(db, upload.id)
+
+
 def find(db: Connection, upload: str, device: str, now_us: int) -> Upload:
     """UNKNOWN_UPLOAD if there is none, NOT_ASSIGNED if it is another device's; ROUND_CLOSED or STALE_RELEASE if it comes too
     late to count."""

@@ -242,6 +242,25 @@ def test_a_commit_before_the_last_byte_is_refused_and_the_rest_may_follow(folder
         assert device.commit().digest == device.mine.digest
 
 
+def test_a_commit_during_which_its_repetition_ends_the_upload_is_to_ask_again_and_then_has_the_receipt(
+    folder: Place,
+) -> None:
+    with replicas(folder, 2) as (first, second):
+        device, receipts = Device(first), list[pb.Receipt]()
+        device.send_all()
+        look: Any = first.store.ledger.look
+
+        async def overtaken(work: Any) -> Any:
+            found = await look(work)
+            if not receipts:
+                receipts.append(await asyncio.to_thread(device.at(second).commit))
+            return found
+
+        first.store.ledger.look = overtaken  # type: ignore[method-assign]
+        assert no(device.commit)[0] is Reason.UNKNOWN_BLOB
+        assert [device.create().receipt] == receipts
+
+
 def test_a_whole_that_is_not_what_was_declared_is_refused_for_ever_and_leaves_nothing(place: Place) -> None:
     with replicas(place) as [replica]:
         device = Device(replica)

@@ -88,6 +88,7 @@ class Campaign:
                     yield json.loads(text)
             finally:
                 process.terminate()
+                process.stdout.read()  # what it was about to say, it may still say
         if process.returncode not in (0, 1, 143):
             raise SystemExit(f"the schedules over {lane} ended with {process.returncode}")
 

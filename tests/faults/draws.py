@@ -69,6 +69,7 @@ class Weather:
 
     cut: float
     lose_answer: float
+    lose_receipt: float
     delay: float
     longest_delay_s: float
 
@@ -121,10 +122,10 @@ def weather(drawn: Scene, client: int, incarnation: int) -> Weather:
     """An upload in parts takes more calls than all else: its link breaks more often, so that it breaks in the middle."""
     chance = Random(f"edgetune link {drawn.lane} {drawn.seed} {client} {incarnation}")
     if client == UPLOADER:
-        return Weather(chance.uniform(0.02, 0.08), chance.uniform(0, 0.05), 0.1, 0.02)
+        return Weather(chance.uniform(0.02, 0.08), chance.uniform(0, 0.05), 0.0, 0.1, 0.02)
     if chance.random() < 0.25:
-        return Weather(0.0, 0.0, 0.0, 0.0)
-    return Weather(chance.uniform(0, 0.03), chance.uniform(0, 0.05), chance.uniform(0, 0.2), 0.05)
+        return Weather(0.0, 0.0, 0.0, 0.0, 0.0)
+    return Weather(chance.uniform(0, 0.03), chance.uniform(0, 0.05), 0.3, chance.uniform(0, 0.2), 0.05)
 
 
 def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: float) -> Incident:
@@ -135,7 +136,7 @@ def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: f
 
 def _strike(chance: Random, lane: Lane) -> Strike:
     """A closer is stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
-    steps = ((STATEMENTS, 1), (COMMITS, 6), (BLOB_STEPS[lane], 3), (BLOB_STEPS[lane], 3), (CLOSER, 1))
+    steps = ((STATEMENTS, 1), (COMMITS, 6), (BLOB_STEPS[lane], 3), (BLOB_STEPS[lane], 3), (CLOSER, 1), (CLOSER, 1))
     among, often = chance.choice(steps)
     step, first = chance.choice(among), 1 + int(chance.expovariate(1 / often))
     what = chance.choice(("kill", "stop", "stop", "stop") if among == CLOSER else ("kill", "kill", "stop", "full"))

@@ -16,6 +16,9 @@ from random import Random
 
 from tests.faults.draws import Weather
 
+UPDATE_BYTES, ANSWER_BYTES = 1024, 80
+"""A chunk as long as this has an update in it; one of fewer bytes has only what HTTP/2 says to itself."""
+
 
 class FlakyLink:
     """TCP from a port of its own to one of `addresses`: a folder with a file for each replica that serves. It is steady from
@@ -24,6 +27,7 @@ class FlakyLink:
     def __init__(self, addresses: Path, calm: Path, log: Path, weather: Weather, chance: Random) -> None:
         self._addresses, self._calm, self._log = addresses, calm, log
         self._weather, self._chance = weather, chance
+        self._asked = dict[socket.socket, socket.socket]()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -62,9 +66,25 @@ class FlakyLink:
                 if not steady and self._chance.random() < cut:
                     self._tell(named)
                     break
+                if (
+                    not steady
+                    and self._is_receipt(source, sink, data)
+                    and self._chance.random() < self._weather.lose_receipt
+                ):
+                    self._tell("receipt lost")
+                    break
                 sink.sendall(data)
         for end in (source, sink):
             _shut(end)
+
+    def _is_receipt(self, source: socket.socket, sink: socket.socket, data: bytes) -> bool:
+        """Whether this is likely the answer to an update: the first of some length after many bytes went up."""
+        if len(data) >= UPDATE_BYTES:
+            self._asked[source] = sink
+        if len(data) < ANSWER_BYTES or self._asked.get(sink) is not source:
+            return False
+        del self._asked[sink]
+        return True
 
     def _tell(self, what: str) -> None:
         append(self._log, {"what": what})

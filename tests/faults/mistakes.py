@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator import publish, rounds
-from coordinator.stores import rows, runs, uploads
+from coordinator.stores import rows, runs
 from tests.faults.world import Replacement, World
 from wire.messages import ENDED
 
@@ -55,18 +55,6 @@ def deadline_by_its_own_clock() -> list[Replacement]:
     return [(World, "now_us", own_us)]
 
 
-def append_anywhere() -> list[Replacement]:
-    """A part is taken wherever the upload ends by now."""
-
-    def appended(db: Any, upload: str, start: int, size: int, digest: str, keep_us: int, now_us: int) -> int:
-        (received,) = db.execute("SELECT received FROM uploads WHERE id = ?", (upload,)).fetchone()
-        db.execute("UPDATE uploads SET received = received + ? WHERE id = ?", (size, upload))
-        db.execute("INSERT INTO upload_parts VALUES (?, ?, ?)", (upload, received, digest))
-        return int(received) + size
-
-    return [(uploads, "append", appended)]
-
-
 MISTAKES: dict[str, Callable[[], list[Replacement]]] = {
     mistake.__name__: mistake
     for mistake in (
@@ -74,6 +62,5 @@ MISTAKES: dict[str, Callable[[], list[Replacement]]] = {
         accept_in_any_state,
         staleness_at_the_fold,
         deadline_by_its_own_clock,
-        append_anywhere,
     )
 }

@@ -68,6 +68,12 @@ class _Context:
         """No certificates here."""
         return {}
 
+    def set_compression(self, compression: Any) -> None: ...
+
+    def disable_next_message_compression(self) -> None: ...
+
+    async def send_initial_metadata(self, metadata: Any) -> None: ...
+
     async def abort_with_status(self, status: Any) -> None:
         raise _Aborted(status)
 

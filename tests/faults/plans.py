@@ -24,7 +24,8 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`train_s` has the seconds that each device trains; updates above `chunk_bytes` travel in parts."""
+    """`train_s` has the seconds that each device trains; updates above `chunk_bytes` travel in parts, which blobs that are
+    `growing` take up one after the other."""
 
     seed: int
     replicas: int
@@ -32,6 +33,7 @@ class Plan:
     rounds: int
     cohort: dict[str, Any]
     chunk_bytes: int
+    growing: bool
     weather: Weather
     storm_s: float
     ops: tuple[Op, ...]
@@ -76,7 +78,8 @@ def plan(seed: int) -> Plan:
         train_s=tuple(train_s),
         rounds=chance.randint(2, 4),
         cohort=_cohort(chance, devices, deadline_s),
-        chunk_bytes=chance.choice([40, 1 << 20]),
+        chunk_bytes=chance.choice([40, 40, 1 << 20]),
+        growing=chance.random() < 0.5,
         weather=_weather(chance),
         storm_s=storm_s,
         ops=tuple(_op(chance, replicas, devices, storm_s) for _ in range(chance.randint(1, 8))),

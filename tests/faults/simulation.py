@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any, cast
 
 from coordinator.bell import Bell
 from coordinator.stores import Store
@@ -25,7 +26,7 @@ from tests.faults import invariants
 from tests.faults.mistakes import MISTAKES
 from tests.faults.plans import Plan, plan
 from tests.faults.virtual import Life
-from tests.faults.world import Blobs, Ledger, World, replaced, seams
+from tests.faults.world import Ledger, World, replaced, seams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def simulate(planned: Plan, mistake: str | None = None) -> Outcome:
 async def _judged(world: World) -> str:
     """Reads the store as a coordinator does that starts when all others have ended."""
     judge = Life("judge", world.loop)
-    store = Store(Ledger(world, judge, Bell()), Blobs(world.blobs, judge))
+    store = Store(Ledger(world, judge, Bell()), cast(Any, world.blobs_of(judge)))
     for fault in await invariants.violations(store, world.receipts, ended=True):
         world.wrong(fault)
     return (await store.ledger.status(world.run.name)).state

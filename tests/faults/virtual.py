@@ -21,8 +21,8 @@ class Life:
 
     def __init__(self, name: str, loop: VirtualLoop) -> None:
         self.name, self.dead, self.stopped_until = name, False, 0.0
-        self.steps, self.last_step = 0, 0
-        """Steps taken, and the one that is the last; 0: none is."""
+        self.dies_at: tuple[str, int] | None = None
+        """How the steps begin of which the n-th is the last."""
         self.died: Callable[[], None] = lambda: None
         self._loop = loop
 
@@ -30,12 +30,17 @@ class Life:
         """Whether the process lives on after this step."""
         if self.dead:
             return False
-        self.steps += 1
-        if self.steps == self.last_step:
+        if self._is_last(step):
             self.dead = True
             self._loop.say(self.name, f"dies at {step}")
             self.died()
         return not self.dead
+
+    def _is_last(self, step: str) -> bool:
+        if self.dies_at is None or not step.startswith(self.dies_at[0]):
+            return False
+        self.dies_at = (self.dies_at[0], self.dies_at[1] - 1)
+        return self.dies_at[1] == 0
 
 
 LIFE: contextvars.ContextVar[Life] = contextvars.ContextVar("life")

@@ -45,7 +45,7 @@ from tests.faults.virtual import LIFE, Fiber, FiberTime, Killed, Life, VirtualLo
 from tests.faults.witness import Witness
 from wire.contract import Action, after
 from wire.delta import Delta, Layout, Tensor, Vector
-from wire.errors import RemoteError
+from wire.errors import Reason, Refused, RemoteError
 from wire.messages import Receipt
 from wire.run_spec import RunSpec
 
@@ -141,8 +141,52 @@ class Blobs:
             return cast(str, writer.commit())
 
     def delete(self, digest: str) -> None:
-        _step(self._life, "delete")
+        _step(self._life, "file delete")
         self._kept.delete(digest)
+
+
+class GrowingBlobs(Blobs):
+    """As blobs in files: what grows has a name of its own, and the same bytes under its digest when it is whole."""
+
+    def __init__(self, kept: memory.MemoryBlobs, life: Life, held: set[str]) -> None:
+        super().__init__(kept, life)
+        self._held = held
+
+    def grow(self, name: str) -> None:
+        _step(self._life, "file grow")
+        self._kept._kept.setdefault(name, cast(Any, [b"", 0.0]))
+
+    @contextlib.contextmanager
+    def growing(self, name: str) -> Iterator[Any]:
+        if name in self._held:
+            raise Refused(Reason.BUSY, "another call adds to this upload", 0.1)
+        self._held.add(name)
+        try:
+            file = self._kept._kept.get(name)
+            yield None if file is None else _Growing(cast(Any, file), self._kept._kept, self._life)
+        finally:
+            self._held.discard(name)
+
+
+class _Growing:
+    """`file` is bytes and a time, shared by all names of it."""
+
+    def __init__(self, file: list[Any], names: dict[str, Any], life: Life) -> None:
+        self._file, self._names, self._life = file, names, life
+
+    def size(self) -> int:
+        return len(self._file[0])
+
+    def write(self, start: int, data: bytes) -> None:
+        self._file[0] = self._file[0][:start] + data[: len(data) // 2]
+        _step(self._life, "file half a part")
+        self._file[0] += data[len(data) // 2 :]
+        _step(self._life, "file part done")
+
+    def finish(self, digest: str) -> None:
+        _step(self._life, "file link")
+        self._names.setdefault(digest, self._file)
+        _step(self._life, "file link done")
 
 
 class _Writer:
@@ -150,9 +194,9 @@ class _Writer:
         self._writer, self._life, self.write = writer, life, writer.write
 
     def commit(self) -> str:
-        _step(self._life, "blob")
+        _step(self._life, "file put")
         digest = self._writer.commit()
-        _step(self._life, "blob done")
+        _step(self._life, "file put done")
         return cast(str, digest)
 
 
@@ -170,7 +214,7 @@ class Replica:
         self.life.died = self._dying
         self.server, self.heard = Server(self.life), Bell()
         accepted, changed, work = Bell(), Bell(), Bell()
-        store = Store(Ledger(world, self.life, self.heard), Blobs(world.blobs, self.life))
+        store = Store(Ledger(world, self.life, self.heard), cast(Any, world.blobs_of(self.life)))
         core = Core(store, cast(Any, None), cast(Any, None), accepted, changed, work, Meter())
         add_services: Any = pb_grpc  # generated without annotations
         add_services.add_FederationServicer_to_server(Federation(core), self.server)
@@ -370,11 +414,16 @@ class World:
         self.replicas: list[Replica] = []
         self.devices: list[Device] = []
         self._changes, self._calm, self._over = 0, False, asyncio.Event()
+        self._held: set[str] = set()
+        self._closed = False
         self._administering: asyncio.Task[None] | None = None
 
     def now_us(self, life: Life) -> int:
         """The store's clock, the same for every process."""
         return EPOCH_US + int(self.loop.now * 1e6)
+
+    def blobs_of(self, life: Life) -> Blobs:
+        return GrowingBlobs(self.blobs, life, self._held) if self.plan.growing else Blobs(self.blobs, life)
 
     def disk_s(self) -> float:
         return self.chance.uniform(0.001, 0.01) if self.chance.random() < 0.99 else 1.0
@@ -423,6 +472,8 @@ class World:
         self.loop.call_later(self.chance.uniform(0.1, 3.0), self._start_replica, dead.number)
 
     def _start_replica(self, number: int) -> None:
+        if self._closed:
+            return
         replica = Replica(self, number)
         self.loop.say(replica.life.name, "starts")
         self.replicas = sorted([r for r in self.replicas if r.number != number] + [replica], key=lambda r: r.number)
@@ -435,7 +486,7 @@ class World:
         self.network.cut_off.clear()
         self.network.weather = dataclasses.replace(CALM, slow_s=self.plan.weather.slow_s)
         for replica in self.replicas:
-            replica.life.last_step = 0
+            replica.life.dies_at = None
         self._admin_does("resume")
 
     def _do(self, op: Op) -> None:
@@ -445,8 +496,9 @@ class World:
         getattr(self, f"_{op.kind}")(op)
 
     def _kill_replica(self, op: Op) -> None:
-        life = self.replicas[int(op.who)].life
-        life.last_step = life.steps + 1 + int(op.size)
+        """An odd size: at a step of a blob, of which there are fewer."""
+        n = int(op.size)
+        self.replicas[int(op.who)].life.dies_at = ("file", n % 8 // 2 + 1) if n % 2 else ("", n + 1)
 
     def _stop_replica(self, op: Op) -> None:
         self.replicas[int(op.who)].life.stopped_until = self.loop.now + op.size
@@ -496,6 +548,7 @@ class World:
             self.wrong(f"the administrator is told {error!r}")
 
     def close(self) -> None:
+        self._closed = True
         for one in self.fibers:
             one.bury()
         for task in asyncio.all_tasks(self.loop):
