@@ -63,7 +63,7 @@ class RankRotate:
         normals = self._found(values, tensors)
         for part, mine in zip(_parts(values, tensors), normals, strict=True):
             for number, normal in enumerate(mine):
-                kernel.reflect(part[number:], normal, factor(normal))
+                kernel.reflect(part[number:], normal)
         entries = [normal[1:] for mine in normals for normal in mine]
         rest = {name: field for name, field in x.items() if name != "values"}
         return {
@@ -83,19 +83,26 @@ class RankRotate:
         """Tensor after tensor, turned back in place. Raises PayloadError."""
         kernel = kernels.fastest(like["values"].length)
         entries = _unpacked(y["normals"], self.bits, self._entries(like["values"]))
-        for part, tensor in zip(parts, like["values"].tensors, strict=True):
-            lengths = self._lengths(tensor)
-            mine, entries = entries[: sum(lengths)], entries[sum(lengths) :]
-            rows = part.reshape(rank_rows.grid(tensor))
-            for number in range(len(lengths) - 1, -1, -1):
-                normal = np.append(np.int8(self.top), mine[sum(lengths[:number]) : sum(lengths[: number + 1])])
-                kernel.reflect(rows[number:], normal, factor(normal))
+        normals, at = np.empty(len(entries) + 1, np.int8), 0
+        normals[1:] = entries
+        for part, (rank, columns) in zip(parts, rank_rows.grids(like["values"].tensors), strict=True):
+            rows = part.reshape(rank, columns)
+            many = self._many(rank)
+            ends = [at + number * rank - number * (number + 1) // 2 for number in range(many + 1)]
+            for number in range(many - 1, -1, -1):
+                normal = normals[ends[number] : ends[number + 1] + 1].copy()
+                normal[0] = self.top
+                kernel.reflect(rows[number:], normal)
+            at = ends[many]
             yield part
 
     def _lengths(self, tensor: Tensor) -> list[int]:
         """How many entries of each normal are sent; none for what has no rank axis to turn."""
         rank = rank_rows.grid(tensor)[0]
-        return [rank - 1 - number for number in range(self.reflectors)] if rank > self.reflectors else []
+        return [rank - 1 - number for number in range(self._many(rank))]
+
+    def _many(self, rank: int) -> int:
+        return self.reflectors if rank > self.reflectors else 0
 
     def _entries(self, values: FieldShape) -> int:
         return sum(sum(self._lengths(tensor)) for tensor in values.tensors)
@@ -115,11 +122,6 @@ class RankRotate:
                 for number, normal in zip(mine, normals, strict=True):
                     found[number].append(normal)
         return found
-
-
-def factor(normal: Normal) -> np.float32:
-    """2 / vᵀv."""
-    return np.float32(2.0 / float((normal.astype(np.int64) ** 2).sum()))
 
 
 def gram(rows: Vector) -> Floats:
