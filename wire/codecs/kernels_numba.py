@@ -48,36 +48,44 @@ def _histogram(values: Any, starts: Any, lengths: Any, classes: Any, factors: An
 
 
 def _quantize(values: Any, starts: Any, lengths: Any, tables: Any, inverse: Any, offsets: Any, escapes: Any) -> Any:
-    """Symbols are counted in four places in turn: adding to the same one twice in a row would wait for memory."""
+    """A row at a time, in loops that are short enough to be vectorized; symbols are counted in four places in turn, since adding
+    to the same one twice in a row would wait for memory."""
     symbols = np.zeros(values.size, np.uint8)
     counts = np.zeros((offsets.size, 4, SYMBOLS), np.int64)
     residuals = np.zeros((offsets.size, 3), np.int64)
+    units, levels = np.empty(lengths.max(), np.int32), np.empty(lengths.max(), np.int32)
     escaped = 0
     for row in range(starts.size):
         table = tables[row]
         if table < 0:
             continue
-        offset, count = np.int32(offsets[table]), counts[table]
-        first, second, third = np.int64(0), np.int64(0), np.int64(0)
-        for i in range(starts[row], starts[row] + lengths[row]):
-            x = values[i]
-            units = np.int32(min(abs(x) * inverse, HIGHEST))
-            level: Any = units + offset
+        offset, count, size = np.int32(offsets[table]), counts[table], lengths[row]
+        x, mine, most = values[starts[row] : starts[row] + size], symbols[starts[row] : starts[row] + size], np.int32(0)
+        for i in range(size):
+            units[i] = np.int32(min(abs(x[i]) * inverse, HIGHEST))
+        for i in range(size):
+            level: Any = units[i] + offset
             level = min(max(level, 0) >> 8, LARGEST_LEVEL)
-            symbol = 2 * level - (1 if x > 0 and level > 0 else 0)
-            if level > LARGEST:
-                escapes[escaped] = level if x > 0 else -level
-                escaped += 1
-                symbol = ESCAPE
-            symbols[i] = symbol
-            count[i & 3, symbol] += 1
-            residual = units - UNITS * level
-            first += residual if level == 1 else 0
-            second += residual if level == 2 else 0
-            third += residual if level > 2 else 0
+            levels[i] = level
+            most = max(most, level)
+            mine[i] = 2 * level - (1 if (x[i] > 0) & (level > 0) else 0)
+        for i in range(size):
+            units[i] -= UNITS * levels[i]
+        first, second, every = np.int64(0), np.int64(0), np.int64(0)
+        for i in range(size):
+            first += units[i] if levels[i] == 1 else 0
+            second += units[i] if levels[i] == 2 else 0
+            every += units[i] if levels[i] > 0 else 0
         residuals[table, 0] += first
         residuals[table, 1] += second
-        residuals[table, 2] += third
+        residuals[table, 2] += every - first - second
+        for i in range(size if most > LARGEST else 0):
+            if levels[i] > LARGEST:
+                escapes[escaped] = levels[i] if x[i] > 0 else -levels[i]
+                escaped += 1
+                mine[i] = ESCAPE
+        for i in range(size):
+            count[i & 3, mine[i]] += 1
     return symbols, escaped, counts, residuals
 
 
@@ -135,10 +143,10 @@ def _decode(
 
 
 def _reflect(rows: Any, normal: Any) -> None:
-    squares = np.int64(0)
+    squares: Any = np.int64(0)
     for i in range(normal.size):
         squares += np.int64(normal[i]) * np.int64(normal[i])
-    factor = np.float32(2.0 / np.float64(max(squares, 1)))
+    factor = np.float32(2.0 / squares)
     total = np.zeros(rows.shape[1], np.float32)
     for i in range(rows.shape[0]):
         number, row = np.float32(normal[i]), rows[i]

@@ -23,7 +23,8 @@ Normal = npt.NDArray[np.int8]
 ITERATIONS = 24
 """Steps of the power method: enough for a direction with a third of the energy, and nothing depends on more."""
 GRAM_BITS = 11
-"""Entries are rounded to so many bits for products that are exact in float64, in any order."""
+COLUMNS = 256
+"""Directions are found from so many entries of each row, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RankRotate:
 
     def encode(self, x: Fields, state: State, like: Shape) -> tuple[Fields, State]:
         tensors, kernel = like["values"].tensors, kernels.fastest(like["values"].length)
-        values = rank_rows.gathered(x["values"], tensors).copy()
+        values = np.array(rank_rows.gathered(x["values"], tensors))
         normals = self._found(values, tensors)
         for part, mine in zip(_parts(values, tensors), normals, strict=True):
             for number, normal in enumerate(mine):
@@ -125,9 +126,13 @@ class RankRotate:
 
 
 def gram(rows: Vector) -> Floats:
-    """The products of rank rows with one another, float64 [r, r], of entries rounded to GRAM_BITS bits of the largest."""
-    exponent = GRAM_BITS - math.frexp(float(np.abs(rows).max()))[1]
-    whole = np.rint(np.ldexp(rows.astype(np.float64), exponent))
+    """The products of rank rows with one another, float64 [r, r]: of some entries of each, rounded to GRAM_BITS bits of a
+    power of two above the largest. Such sums are exact in float64, in any order."""
+    some = rows[:, :: max(1, rows.shape[1] // COLUMNS)]
+    largest = float(max(some.max(), -some.min()))
+    if largest < 2.0**-100:
+        return np.eye(len(rows))
+    whole = np.rint(some * np.float32(2.0 ** (GRAM_BITS - math.frexp(largest)[1]))).astype(np.float64)
     products: Floats = whole @ whole.T
     return products
 
@@ -158,9 +163,9 @@ def _turned(grams: Floats, normals: Floats) -> Floats:
 
 def _parts(values: Vector, tensors: tuple[Tensor, ...]) -> Iterator[Vector]:
     start = 0
-    for tensor in tensors:
-        yield values[start : start + tensor.size].reshape(rank_rows.grid(tensor))
-        start += tensor.size
+    for rows, columns in rank_rows.grids(tensors):
+        yield values[start : start + rows * columns].reshape(rows, columns)
+        start += rows * columns
 
 
 def _packed(entries: Normal, bits: int) -> npt.NDArray[np.uint8]:
