@@ -24,12 +24,21 @@ UPLOADER = 1
 
 OF_RELEASES = ("INSERT INTO releases", "INSERT INTO rounds")
 OF_ROUNDS = ("UPDATE rounds SET", "UPDATE runs SET")
-OF_UPDATES = ("INSERT INTO contributions", "UPDATE assignments SET", "INSERT INTO assignments", "INSERT INTO uploads")
-OF_PARTS = ("UPDATE uploads SET", "INSERT INTO upload_parts", "DELETE FROM upload_parts", "DELETE FROM uploads")
+OF_UPDATES = (
+    *("INSERT INTO contributions", "UPDATE assignments SET", "INSERT INTO assignments"),
+    *("INSERT INTO uploads", "DELETE FROM upload_parts", "DELETE FROM uploads"),
+)
+OF_PARTS = ("UPDATE uploads SET", "INSERT INTO upload_parts")
 STATEMENTS = ((OF_RELEASES, 0.7), (OF_ROUNDS, 2), (OF_UPDATES, 2), (OF_PARTS, 4))
 """And how often, about, a replica takes such a step before something befalls it there."""
 COMMITS = ("COMMIT", "COMMIT done")
 CLOSER = ("combine", "combine done")
+FATES = {
+    "statement": ("kill", "stop", "full", "full"),
+    "commit": ("kill", "kill", "stop", "full"),
+    "blob": ("kill", "kill", "stop", "full"),
+    "closer": ("kill", "stop", "stop", "stop"),
+}
 BLOB_STEPS: dict[Lane, tuple[str, ...]] = {
     "sqlite": ("file write", "file write done", "file link", "file link done", "blob delete", "blob delete done"),
     "postgresql": ("bucket put", "bucket put done", "blob delete", "blob delete done"),
@@ -144,17 +153,17 @@ def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: f
 
 def _strike(chance: Random, lane: Lane) -> Strike:
     """Each kind of moment comes as often as each other: in a transaction, at its commit, at a blob, at the combining of a round.
-    A closer is stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
+    Which statement of a transaction a replica dies at is all the same; that it fails there, and lives, is not. A closer is
+    stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
     kind = chance.choice(("statement", "commit", "commit", "blob", "blob", "closer"))
     among, often = {"blob": (BLOB_STEPS[lane], 3), "closer": (CLOSER, 1)}.get(kind) or chance.choice(STATEMENTS)
     step, first = chance.choice(among), 1 + int(chance.expovariate(1 / often))
-    if kind == "commit":
-        return Strike(step, first, first, chance.choice(("kill", "kill", "stop")), chance.choice(COMMITS))
-    what = chance.choice(("kill", "stop", "stop", "stop") if kind == "closer" else ("kill", "kill", "stop", "full"))
-    if what == "full" and step.endswith("done"):
+    then = chance.choice(COMMITS) if kind == "commit" else None
+    what = chance.choice(FATES[kind])
+    if what == "full" and (then or step).endswith("done"):
         what = "kill"
     last = first + (chance.choice((0, 1, 3)) if what == "full" else 0)
-    return Strike(step, first, last, what)  # type: ignore[arg-type]  # one of them
+    return Strike(step, first, last, what, then)  # type: ignore[arg-type]  # one of them
 
 
 def _run(chance: Random, seed: int, clients: int) -> RunSpec:
