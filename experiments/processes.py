@@ -1,4 +1,4 @@
-"""The demo's processes: one coordinator, N clients, started by the commands that people type, watched, and stopped."""
+"""A federation of real processes: one coordinator, N clients, started by the commands that people type, watched, and stopped."""
 
 from __future__ import annotations
 
