@@ -208,7 +208,7 @@ def _coded(
     return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
 
 
-def _sent(codec: Chain, payload: bytes, layout: Layout) -> Vector:
+def _sent(codec: Chain, payload: Stored, layout: Layout) -> Vector:
     """What arrives of a delta coded here: a scale may overflow where no entry does."""
     try:
         return codec.decode(payload, layout).vector
