@@ -36,6 +36,8 @@ a second.
 """
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 ROLES: Mapping[str, Role] = {".lora_A.": "lora_A", ".lora_B.": "lora_B"}
+LEAST_BITS, MOST_BITS = 0.05, 6.0
+"""What the picture shows."""
 PACK: Plain = {"id": "pack"}
 ENTROPY: Plain = {"id": "entropy"}
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25)
@@ -198,17 +200,20 @@ def picture(points: Sequence[Point], path: Path) -> None:
     for side, (by, name) in zip(
         axes, {"relative_mse": "of an update", "aggregate_mse": "of the mean"}.items(), strict=True
     ):
+        marks = itertools.cycle(("o-", "s-", "^-", "D--", "v--", "x--", "+--"))
         for row in dict.fromkeys(point.row for point in points):
             mine = sorted((p.bits_per_param, getattr(p, by)) for p in points if p.row == row)
             flagship = "ecsq" in row
             style = {"lw": 2.2 if flagship else 1.1, "ms": 5 if flagship else 4}
-            side.plot(*zip(*mine, strict=True), "o-", label=row, **style)
+            side.plot(*zip(*mine, strict=True), next(marks), label=row, **style)
+        lowest = min(getattr(p, by) for p in points if p.bits_per_param <= MOST_BITS)
+        side.set(xlim=(LEAST_BITS, MOST_BITS), ylim=(lowest / 1.5, 1.6))  # what is worse than nothing is in the table
         side.set(xscale="log", yscale="log", xlabel="bits a parameter", ylabel=f"relative squared error {name}")
         side.grid(alpha=0.3)
         side.spines[["top", "right"]].set_visible(False)
     if by_bound := sorted((p.bits_per_param - p.gap_bits, p.relative_mse) for p in points if p.row == "ecsq"):
-        axes[0].plot(*zip(*by_bound, strict=True), "k--", lw=1, label="Gaussian bound, by tensor")
-        axes[0].legend(fontsize=8, frameon=False)
+        axes[0].plot(*zip(*by_bound, strict=True), "k--", lw=1)
+        axes[1].plot([], [], "k--", lw=1, label="Gaussian bound, by tensor")
     axes[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -101,9 +101,9 @@ class Ecsq:
             rans.Reader(y["words"], rans.lanes(size), int(rows.lengths.max()), size),
             _Escapes(y["escapes"]),
         )
-        for mine in rank_rows.by_tensor(like["values"]):
-            part = reader.read(rows.part(mine), used[mine], lookup, values)
-            yield escapes.filled(part, rows.lengths[mine], used[mine], found, step)
+        for mine, part_rows in rank_rows.by_tensor(like["values"]):
+            part = reader.read(part_rows, used[mine], lookup, values)
+            yield escapes.filled(part, part_rows.lengths, used[mine], found, step)
         reader.close()
         escapes.close()
 

@@ -145,8 +145,9 @@ def decode(
     return at
 
 
-def reflect(rows: Vector, normal: npt.NDArray[np.int8], factor: np.float32) -> None:
-    """rows -= normal · (factor · (normal · rows)), in place; rows float32 [r, columns]. Sums run from the first row on."""
+def reflect(rows: Vector, normal: npt.NDArray[np.int8]) -> None:
+    """rows -= normal · (2 / normal² · (normal · rows)), in place; rows float32 [r, columns]. Sums run from the first row on."""
+    factor = np.float32(2.0 / int((normal.astype(np.int64) ** 2).sum()))
     total = np.zeros(rows.shape[1], np.float32)
     for number, row in zip(normal, rows, strict=True):
         total += np.float32(number) * row

@@ -23,7 +23,8 @@ Normal = npt.NDArray[np.int8]
 ITERATIONS = 24
 """Steps of the power method: enough for a direction with a third of the energy, and nothing depends on more."""
 GRAM_BITS = 11
-"""Entries are rounded to so many bits for products that are exact in float64, in any order."""
+COLUMNS = 256
+"""Directions are found from so many entries of each row, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,11 @@ class RankRotate:
 
     def encode(self, x: Fields, state: State, like: Shape) -> tuple[Fields, State]:
         tensors, kernel = like["values"].tensors, kernels.fastest(like["values"].length)
-        values = rank_rows.gathered(x["values"], tensors).copy()
+        values = np.array(rank_rows.gathered(x["values"], tensors))
         normals = self._found(values, tensors)
         for part, mine in zip(_parts(values, tensors), normals, strict=True):
             for number, normal in enumerate(mine):
-                kernel.reflect(part[number:], normal, factor(normal))
+                kernel.reflect(part[number:], normal)
         entries = [normal[1:] for mine in normals for normal in mine]
         rest = {name: field for name, field in x.items() if name != "values"}
         return {
@@ -83,19 +84,26 @@ class RankRotate:
         """Tensor after tensor, turned back in place. Raises PayloadError."""
         kernel = kernels.fastest(like["values"].length)
         entries = _unpacked(y["normals"], self.bits, self._entries(like["values"]))
-        for part, tensor in zip(parts, like["values"].tensors, strict=True):
-            lengths = self._lengths(tensor)
-            mine, entries = entries[: sum(lengths)], entries[sum(lengths) :]
-            rows = part.reshape(rank_rows.grid(tensor))
-            for number in range(len(lengths) - 1, -1, -1):
-                normal = np.append(np.int8(self.top), mine[sum(lengths[:number]) : sum(lengths[: number + 1])])
-                kernel.reflect(rows[number:], normal, factor(normal))
+        normals, at = np.empty(len(entries) + 1, np.int8), 0
+        normals[1:] = entries
+        for part, (rank, columns) in zip(parts, rank_rows.grids(like["values"].tensors), strict=True):
+            rows = part.reshape(rank, columns)
+            many = self._many(rank)
+            ends = [at + number * rank - number * (number + 1) // 2 for number in range(many + 1)]
+            for number in range(many - 1, -1, -1):
+                normal = normals[ends[number] : ends[number + 1] + 1].copy()
+                normal[0] = self.top
+                kernel.reflect(rows[number:], normal)
+            at = ends[many]
             yield part
 
     def _lengths(self, tensor: Tensor) -> list[int]:
         """How many entries of each normal are sent; none for what has no rank axis to turn."""
         rank = rank_rows.grid(tensor)[0]
-        return [rank - 1 - number for number in range(self.reflectors)] if rank > self.reflectors else []
+        return [rank - 1 - number for number in range(self._many(rank))]
+
+    def _many(self, rank: int) -> int:
+        return self.reflectors if rank > self.reflectors else 0
 
     def _entries(self, values: FieldShape) -> int:
         return sum(sum(self._lengths(tensor)) for tensor in values.tensors)
@@ -117,15 +125,14 @@ class RankRotate:
         return found
 
 
-def factor(normal: Normal) -> np.float32:
-    """2 / vᵀv."""
-    return np.float32(2.0 / float((normal.astype(np.int64) ** 2).sum()))
-
-
 def gram(rows: Vector) -> Floats:
-    """The products of rank rows with one another, float64 [r, r], of entries rounded to GRAM_BITS bits of the largest."""
-    exponent = GRAM_BITS - math.frexp(float(np.abs(rows).max()))[1]
-    whole = np.rint(np.ldexp(rows.astype(np.float64), exponent))
+    """The products of rank rows with one another, float64 [r, r]: of some entries of each, rounded to GRAM_BITS bits of a
+    power of two above the largest. Such sums are exact in float64, in any order."""
+    some = rows[:, :: max(1, rows.shape[1] // COLUMNS)]
+    largest = float(max(some.max(), -some.min()))
+    if largest < 2.0**-100:
+        return np.eye(len(rows))
+    whole = np.rint(some * np.float32(2.0 ** (GRAM_BITS - math.frexp(largest)[1]))).astype(np.float64)
     products: Floats = whole @ whole.T
     return products
 
@@ -156,9 +163,9 @@ def _turned(grams: Floats, normals: Floats) -> Floats:
 
 def _parts(values: Vector, tensors: tuple[Tensor, ...]) -> Iterator[Vector]:
     start = 0
-    for tensor in tensors:
-        yield values[start : start + tensor.size].reshape(rank_rows.grid(tensor))
-        start += tensor.size
+    for rows, columns in rank_rows.grids(tensors):
+        yield values[start : start + rows * columns].reshape(rows, columns)
+        start += rows * columns
 
 
 def _packed(entries: Normal, bits: int) -> npt.NDArray[np.uint8]:

@@ -26,10 +26,6 @@ class RankRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def part(self, some: slice) -> RankRows:
-        """Some of the rows, as if they were all."""
-        return RankRows(self.starts[some] - self.starts[some.start], self.lengths[some])
-
 
 def grid(tensor: Tensor) -> tuple[int, int]:
     """How many rank rows a tensor has, and how many entries each.
@@ -41,6 +37,12 @@ def grid(tensor: Tensor) -> tuple[int, int]:
         case Tensor(shape=(rank, columns), role="lora_A") | Tensor(shape=(columns, rank), role="lora_B"):
             return rank, columns
     return 1, tensor.size
+
+
+@functools.lru_cache(maxsize=8)
+def grids(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
+    """`grid` of every tensor."""
+    return tuple(grid(tensor) for tensor in tensors)
 
 
 def of(like: FieldShape) -> RankRows:
@@ -55,12 +57,19 @@ def _of(tensors: tuple[Tensor, ...], size: int) -> RankRows:
     return RankRows(np.cumsum(lengths) - lengths, lengths)
 
 
-def by_tensor(like: FieldShape) -> Iterator[slice]:
-    """Which rows are each tensor's."""
-    first = 0
-    for rows in [grid(tensor)[0] for tensor in like.tensors] or [1]:
-        yield slice(first, first + rows)
+def by_tensor(like: FieldShape) -> tuple[tuple[slice, RankRows], ...]:
+    """Which rows are each tensor's, and where they lie in it."""
+    return _by_tensor(like.tensors, like.length)
+
+
+@functools.lru_cache(maxsize=8)
+def _by_tensor(tensors: tuple[Tensor, ...], size: int) -> tuple[tuple[slice, RankRows], ...]:
+    found, first = [], 0
+    for rows, columns in grids(tensors) or ((1, size),):
+        starts, lengths = np.arange(rows) * columns, np.full(rows, columns)
+        found.append((slice(first, first + rows), RankRows(starts, lengths)))
         first += rows
+    return tuple(found)
 
 
 def ordered(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
