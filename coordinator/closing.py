@@ -14,7 +14,7 @@ from coordinator.meter import Times
 from coordinator.publish import Rules
 from coordinator.rounds import Round
 from coordinator.stores import Store
-from wire.errors import Reason, Refused
+from wire.errors import Diverged, Reason, Refused
 from wire.messages import Contribution, ReleaseManifest
 
 IDLE_S = 1.0
@@ -72,20 +72,30 @@ async def _close_due(
         work.ring()  # a buffer that sealed has its successor open: devices need not wait for what is combined here
     for name, round_ in sealed:
         events("sealed", run=name, round=round_.number, updates=round_.accepted)
-        began = time.perf_counter()
-        with combining.timed():
-            release = await close(store, compute, name, round_, who)
-        if release is not None:
-            about = {"version": release.version, "release": release.digest, "updates": round_.accepted}
-            events("published", run=name, seconds=round(time.perf_counter() - began, 3), **about)
+        try:
+            with combining.timed():
+                await _announced(store, compute, name, round_, who, events)
+        except Diverged as error:
+            if await store.ledger.fail(name, round_, str(error)):
+                events("failed", run=name, round=round_.number)
     return bool(ended or sealed)
+
+
+async def _announced(
+    store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None, events: Events
+) -> None:
+    began = time.perf_counter()
+    release = await close(store, compute, name, sealed, who)
+    if release is not None:
+        about = {"version": release.version, "release": release.digest, "updates": sealed.accepted}
+        events("published", run=name, seconds=round(time.perf_counter() - began, 3), **about)
 
 
 async def close(
     store: Store, compute: Executor, name: str, sealed: Round, who: Identities | None = None
 ) -> ReleaseManifest | None:
     """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes. The
-    release, None where another was first."""
+    release, None where another was first. Raises Diverged."""
     run = await store.ledger.run(name)
     parent = await store.ledger.release(name, sealed.base_version)
     accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)

@@ -44,6 +44,7 @@ EVENTS: Mapping[str, str] = {
     "sealed": "round {round} of {run} is sealed with {updates} updates",
     "published": "release {version} of {run} is published: {release}, {updates} updates, combined in {seconds} s",
     "abandoned": "round {round} of {run} is abandoned: attempt {attempt} had {updates} updates",
+    "failed": "run {run} has failed: round {round} cannot be combined",
     "refused": "{method} is refused: {reason} (caller: {caller}, run: {run})",
     "invited": "an invitation was made for a device of {owner}",
     "enrolled": "device {device} is enrolled",

@@ -17,7 +17,7 @@ from coordinator.stores import Blobs
 from wire import scalars, spec, split
 from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout, Vector
-from wire.errors import PayloadError, Reason, Refused, SpecError, StoreError
+from wire.errors import Diverged, PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
 from wire.prng import Strand, Units
 from wire.run_spec import RunSpec, check_mode
@@ -143,7 +143,7 @@ def combine(
     by: Rules, parent: ReleaseManifest, accepted: list[Contribution], blobs: Blobs, delta: Stored | None = None
 ) -> Made:
     """The next release. `accepted` may come in any order; a coded `delta` that is given is taken for what the downlink would
-    encode. Raises StoreError for a blob that is missing or damaged."""
+    encode. Raises StoreError for a blob that is missing or damaged, Diverged for an adapter that would not be finite."""
     shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
     return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs, delta)
 
@@ -170,7 +170,9 @@ def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
 
 def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
     adapter, state = _previous(by, parent, blobs)
-    step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at as a whole
+        step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
+        _check_finite(adapter + step, parent)
     coded: dict[str, Stored] = {}
     if by.downlink is not None:
         step, coded = _coded(by, by.downlink, parent, step, blobs, delta)
@@ -182,6 +184,12 @@ def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blob
     if by.downlink is not None:
         named["trail"] = parent.trail_to(named["delta"])
     return Made(dataclasses.replace(_following(by, parent, shares), **named), tuple(kept.values()))
+
+
+def _check_finite(adapter: Vector, parent: ReleaseManifest) -> None:
+    if not np.isfinite(adapter).all():
+        number = parent.version + 1
+        raise Diverged(f"release {number} would not be finite: training or the server optimizer has diverged")
 
 
 def _coded(
@@ -196,8 +204,16 @@ def _coded(
     decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
     payload = codec.encode(Delta(by.layout, owed), codec.init(by.layout))[0] if delta is None else delta
-    sent = codec.decode(payload, by.layout).vector
+    sent = _sent(codec, payload, by.layout) if delta is None else codec.decode(payload, by.layout).vector
     return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
+
+
+def _sent(codec: Chain, payload: Stored, layout: Layout) -> Vector:
+    """What arrives of a delta coded here: a scale may overflow where no entry does."""
+    try:
+        return codec.decode(payload, layout).vector
+    except PayloadError as error:
+        raise Diverged(f"a release's step is too large for its codec: {error}") from error
 
 
 def _step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Made:

@@ -95,7 +95,12 @@ class Stop:
     """A person wants the run to end. What is sealed is still published: its devices have receipts."""
 
 
-Event = Offer | Leave | Withdraw | Accept | Tick | Publish | Pause | Resume | Stop
+@dataclasses.dataclass(frozen=True)
+class Fail:
+    """The sealed contributions cannot be combined, by anybody."""
+
+
+Event = Offer | Leave | Withdraw | Accept | Tick | Publish | Pause | Resume | Stop | Fail
 
 
 def step(state: Round, event: Event, now_us: int) -> Round:
@@ -113,6 +118,8 @@ def step(state: Round, event: Event, now_us: int) -> Round:
             return _expire(state) if _overdue(state, now_us) else state
         case Publish():
             return dataclasses.replace(_in(state, "sealed"), state="published")
+        case Fail():
+            return dataclasses.replace(_in(state, "sealed"), state="abandoned")
         case _:
             return _controlled(state, event, now_us) if state.state == "open" else state
 

@@ -12,6 +12,7 @@ EdgetuneError
 │   ├── Unreachable       nobody answered within the deadline
 │   └── Refused           the coordinator answered no, by name (`reason`)
 ├── PayloadError          bytes from the network are not what they claim to be
+├── Diverged              a run's arithmetic left what float32 can say: its rules, not its bytes, are at fault
 └── StoreError            a stored object is missing or fails its hash
 """
 
@@ -75,6 +76,10 @@ class PayloadError(EdgetuneError):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class Diverged(EdgetuneError):
+    pass
 
 
 class StoreError(EdgetuneError):

@@ -110,6 +110,10 @@ class Ledger(Protocol):
         """Compare-and-swap: the sealed round becomes `release` and the next round opens, in one transaction. False if
         somebody else has published it, or its base is not the newest release: the caller forgets its own."""
 
+    async def fail(self, run: str, sealed: Round, detail: str) -> bool:
+        """Compare-and-swap: the sealed round is abandoned and the run, if it has not ended, fails with a line of why; a buffer
+        that is open closes. False if somebody else has done so, or published."""
+
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
         """One release, None for the newest. UNKNOWN_RELEASE if there is none."""
 

@@ -113,10 +113,7 @@ def _expired(db: Connection, name: str, now_us: int) -> Round:
 
 
 def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, now_us: int) -> bool:
-    if (
-        rows.read_round(db, name, done.number, done.attempt) != done
-        or rows.newest_version(db, name) != done.base_version
-    ):
+    if not _is_next(db, name, done):
         return False
     published = rounds.step(done, rounds.Publish(), now_us)
     if rows.update_round(db, name, published) != 1:
@@ -124,6 +121,23 @@ def publish(db: Connection, name: str, done: Round, release: ReleaseManifest, no
     rows.insert_release(db, release, published.attempt, now_us)
     if rows.run_state(db, name) not in ENDED:
         _open(db, name, rounds.after(rows.read_run(db, name).spec, published, now_us), now_us)
+    return True
+
+
+def _is_next(db: Connection, name: str, done: Round) -> bool:
+    """Whether a sealed round is still as it was, and its base the newest release."""
+    same = rows.read_round(db, name, done.number, done.attempt) == done
+    return same and rows.newest_version(db, name) == done.base_version
+
+
+def fail(db: Connection, name: str, done: Round, detail: str, now_us: int) -> bool:
+    if not _is_next(db, name, done):
+        return False
+    rows.update_round(db, name, rounds.step(done, rounds.Fail(), now_us))
+    if live := rows.open_round(db, name):
+        rows.update_round(db, name, rounds.step(live, rounds.Stop(), now_us))
+    if rows.run_state(db, name) not in ENDED:
+        rows.end_run(db, name, "failed", detail)
     return True
 
 

@@ -88,6 +88,9 @@ class SqlLedger:
     async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
         return await self._write_now(runs.publish, run, sealed, release)
 
+    async def fail(self, run: str, sealed: Round, detail: str) -> bool:
+        return await self._write_now(runs.fail, run, sealed, detail)
+
     async def release(self, run: str, version: int | None) -> ReleaseManifest:
         return await self._read(rows.read_release, run, version)
 

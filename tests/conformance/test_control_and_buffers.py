@@ -174,6 +174,25 @@ def test_a_run_that_is_over_or_unknown_cannot_be_controlled_and_a_reason_is_one_
     play(ledgers, scene)
 
 
+def test_a_buffer_that_cannot_be_combined_ends_the_run_and_closes_the_open_one(ledgers: Any) -> None:
+    async def scene(ledger: Ledger, clock: Clock) -> None:
+        await create(ledger, buffers())
+        await give(ledger, "d1")
+        await give(ledger, "d2")
+        [(_, first)] = await ledger.sealed()
+        task = await task_of(ledger, "d3")
+        assert await ledger.fail("run", first, "it diverged")
+        assert not await ledger.fail("run", first, "again")
+        assert not await publish(ledger, first)
+        status = await ledger.status("run")
+        assert (status.state, status.detail, await ledger.sealed()) == ("failed", "it diverged", [])
+        with pytest.raises(Refused) as refusal:
+            await ledger.accept(contribution(task, "d3", "d" * 64))
+        assert refusal.value.reason is Reason.ROUND_CLOSED
+
+    play(ledgers, scene)
+
+
 def test_a_full_buffer_opens_the_next_at_once_and_buffers_are_published_in_order(ledgers: Any) -> None:
     async def scene(ledger: Ledger, clock: Clock) -> None:
         await create(ledger, buffers())

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +35,15 @@ class Failing(MemoryBlobs):
         return super().put(data)
 
 
-async def sealed(store: Store) -> None:
+async def sealed(store: Store, **rules: Any) -> None:
     """A run whose first round waits to be combined."""
-    run = spec(cohort={"goal": 1})
+    run = spec(cohort={"goal": 1}, **{key: value for key, value in rules.items() if value is not None})
     adapter = store.blobs.put(bytes(4 * LAYOUT.size))
     await store.ledger.create_run(run, LAYOUT, publish.initial(run, LAYOUT, adapter))
     chain = run.chain()
     assert chain is not None
-    payload, _ = chain.encode(Delta(LAYOUT, np.ones(LAYOUT.size, np.float32)), chain.init(LAYOUT))
+    vector = np.full(LAYOUT.size, 1.5, np.float32)
+    payload, _ = chain.encode(Delta(LAYOUT, vector), chain.init(LAYOUT))
     digest = store.blobs.put(payload)
     await store.ledger.accept(contribution(await task_of(store.ledger, "d1"), "d1", digest, size=len(payload)))
 
@@ -72,6 +74,23 @@ def test_a_round_is_combined_when_the_store_answers_again(
     errors: list[Exception] = [Refused(reason, "not now")] * 3
     play(tmp_path, errors, lambda closer, version: version == 1)
     assert errors == []
+
+
+@pytest.mark.parametrize("downlink", [None, {"codec": "float16"}, {"codec": "int4"}])
+def test_a_run_that_diverges_fails_and_the_coordinator_goes_on(downlink: Any, tmp_path: Path) -> None:
+    async def run() -> None:
+        store = Store(SqliteLedger(tmp_path), MemoryBlobs())
+        rate = {"id": "average", "learning_rate": 3.4e38}
+        await sealed(store, server_optimizer=rate, downlink=downlink)
+        with ThreadPoolExecutor(1) as compute:
+            assert await closing._close_due(store, compute, Bell(), Times(), None)
+            assert not await closing._close_due(store, compute, Bell(), Times(), None)
+        status = await store.ledger.status("run")
+        assert (status.state, (await store.ledger.release("run", None)).version) == ("failed", 0)
+        assert "diverged" in status.detail or "too large" in status.detail
+        await store.ledger.close()
+
+    asyncio.run(run())
 
 
 def test_a_store_that_is_damaged_ends_the_coordinator(tmp_path: Path) -> None:

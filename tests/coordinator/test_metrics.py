@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 import time
@@ -25,6 +26,15 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
+
+
+def free_pair() -> int:
+    """A free port whose next one is free, too."""
+    while True:
+        first = free_port()
+        with socket.socket() as held, contextlib.suppress(OSError):
+            held.bind(("127.0.0.1", first + 1))
+            return first
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +112,7 @@ def test_an_upload_under_way_is_seen_and_gone_when_it_ends(coordinator: Coordina
 
 
 def test_each_replica_shows_its_own_numbers_a_port_higher(tmp_path: Path) -> None:
-    first = free_port()
+    first = free_pair()
     with CoordinatorProcess(tmp_path, "127.0.0.1:0", "--metrics", f"127.0.0.1:{first}", "--replicas", "2") as together:
         assert together.event("metrics")["address"] == f"127.0.0.1:{first}"
         for port in (first, first + 1):
