@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=128, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="default: %(default)s")
     parser.add_argument("--train", type=int, default=64, metavar="N", help="sequences a device; default: %(default)s")
-    parser.add_argument("--held-out", type=int, default=48, metavar="N", help="sequences; default: %(default)s")
+    parser.add_argument("--held-out", type=int, default=32, metavar="N", help="sequences; default: %(default)s")
     parser.add_argument("--model", default="smollm2-135m", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="the report on standard output")
