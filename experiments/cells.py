@@ -49,6 +49,12 @@ def opened(out: Path, settings: Plain) -> Path:
     return out
 
 
+def settings(out: Path) -> Plain:
+    """What all cells of a folder have in common."""
+    found: Plain = json.loads((out / SETTINGS).read_text())
+    return found
+
+
 def _check_same(out: Path, found: Plain, wanted: Plain) -> None:
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
