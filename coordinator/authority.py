@@ -88,6 +88,8 @@ def create(folder: Path, hosts: Sequence[str]) -> Authority:
         os.replace(aside, folder)  # all or nothing: fails where another `init` was quicker
     except OSError as error:
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return Authority(folder)
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wire import addresses
 from wire.errors import UserError
 from wire.run_spec import NAME
 
@@ -59,8 +60,9 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 def _coordinator_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help=f"default: the one enrolled with, else {DEFAULT_COORDINATOR}"
-    )
+        "--coordinator", type=addresses.called_at, metavar="HOST[:PORT]",
+        help=f"default: the one enrolled with, else {DEFAULT_COORDINATOR}",
+    )  # fmt: skip
     parser.add_argument(
         "--insecure", action="store_true", help="call without TLS and identity, even beyond this machine"
     )
@@ -113,7 +115,9 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="measure the way to it, too")
+    parser.add_argument(
+        "--coordinator", type=addresses.called_at, metavar="HOST[:PORT]", help="measure the way to it, too"
+    )
     parser.add_argument("--state", type=Path, metavar="DIR", help="whose identity to call it with")
     parser.add_argument("--insecure", action="store_true", help="call it without TLS and identity")
     parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")

@@ -12,8 +12,9 @@ import grpc
 from edge_client.calls import ASK_AGAIN, CALL_S, FIRST_CONTACT_S, OPTIONS, Patience, as_ours, nobody
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import addresses
 from wire.errors import Refused, Unreachable
-from wire.identity import Invitation, host_of
+from wire.identity import Invitation
 
 PATIENCE_S = 60.0
 """How long a coordinator that many enrol with at once is asked again."""
@@ -36,7 +37,7 @@ def enrolled(
     The token is sent only over TLS that this CA vouches for. To learn the CA a first channel believes whoever answers; what
     it says counts for nothing until `trust` has compared it with the invitation. `request` makes the signing request.
     """
-    host, port = host_of(invitation.address), int(invitation.address.rpartition(":")[2])
+    host, port = addresses.parse(invitation.address)
     try:
         shown = ssl.get_server_certificate((host, port), timeout=FIRST_CONTACT_S).encode()
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import cli
+from wire import addresses
 from wire.errors import IdentityError, MissingExtra, UserError
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
@@ -64,7 +65,10 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 def administrator_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the coordinator is, and who asks."""
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument(
+        "--coordinator", type=addresses.called_at, default=DEFAULT_COORDINATOR, metavar="HOST[:PORT]",
+        help="default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--identity", type=Path, metavar="DIR",
         help=f"an administrator's identity (default: {cli.default_identity()}, if it is there)",

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from wire import spec
+from wire import addresses, spec
 from wire.errors import IdentityError, MachineError, UserError
 
 Role = Literal["device", "admin"]
@@ -26,7 +26,7 @@ MAX_LIFETIME_S = 7 * DAY_S
 """The longest life of a device's certificate."""
 MAX_INVITATION_S = DAY_S
 TOKEN_BYTES = 16
-_INVITATION = re.compile(r"edgetune://([^/\s]+:\d{1,5})/([A-Za-z0-9_-]{43})/([A-Za-z0-9_-]{22})")
+_INVITATION = re.compile(r"edgetune://([^/\s]+:[0-9]{1,5})/([A-Za-z0-9_-]{43})/([A-Za-z0-9_-]{22})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Invitation:
             raise UserError(
                 "this is no invitation: paste the whole `edgetune://…` that `edgetune coordinator invite` prints"
             )
-        return cls(found[1], _bytes(found[2]), _bytes(found[3]))
+        return cls(addresses.joined(*addresses.parse(found[1])), _bytes(found[2]), _bytes(found[3]))
 
 
 def _base64(data: bytes) -> str:
