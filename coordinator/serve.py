@@ -29,6 +29,7 @@ from coordinator.identities import Doors, Identities, Trust
 from coordinator.meter import Meter, timed
 from coordinator.service import Federation
 from coordinator.stores import Store
+from coordinator.threads import on
 from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
@@ -108,6 +109,7 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
             tasks.append(asyncio.create_task(claims.stay_unclaimed(store.ledger)))
         stop = _signalled()  # before anybody is told that it may be stopped
         ready(doors)
+        await warn_of_little_room(core)
         try:
             await _until_stopped(stop, tasks)
         finally:
@@ -117,6 +119,13 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
             await server.stop(DRAIN_S)
             await _cancelled(tasks)
             await store.ledger.close()
+
+
+async def warn_of_little_room(core: Core) -> None:
+    """Before the first caller is told."""
+    free, reserve = await on(core.disk, core.store.blobs.free_bytes), core.guards.limits.disk_reserve_bytes
+    if free is not None and free < reserve:
+        core.events("little_room", free=free, reserve=reserve)
 
 
 def _interceptors(core: Core, tracer: Tracer | None) -> list[grpc.aio.ServerInterceptor]:

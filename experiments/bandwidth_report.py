@@ -73,7 +73,7 @@ def _line(row: str, place: str, first: str, cells: Sequence[Plain], share: float
         wire_mb_down=mean(lambda cell: cell["total"]["wire_down"] / 1e6),
         overhead_bytes=mean(lambda cell: cell["overhead_bytes"]),
         seconds=mean(lambda cell: cell["releases"][-1]["seconds"]),
-        seconds_to_target=round(float(np.mean([r["seconds"] for r in reached if r])), 2) if everywhere else None,
+        seconds_to_target=round(float(np.mean([r["seconds"] for r in reached if r])), 4) if everywhere else None,
         wire_mb_to_target=round(float(np.mean([_wire_mb(r) for r in reached if r])), 4) if everywhere else None,
     )
 

@@ -205,7 +205,7 @@ def _federate(
         for i in range(len(names))
         if MODES[args.method].alone
     ]
-    with Connection(address) as connection:
+    with Connection(address, attended=True) as connection:
         for each in (spec, *alone):
             runs.create(connection, each)
     started = time.monotonic()
