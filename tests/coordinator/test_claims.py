@@ -40,7 +40,10 @@ def test_other_identities_or_none_are_refused_at_the_start(together: tuple[str, 
     with CoordinatorProcess(store, identity=ours):
         pass
     serve: tuple[str | Path, ...] = ("coordinator", "serve", "--store", store, "--listen", "127.0.0.1:0", *together)
-    others: list[tuple[tuple[str | Path, ...], str]] = [(("--identity", theirs), "is another one"), ((), "none was named")]
+    others: list[tuple[tuple[str | Path, ...], str]] = [
+        (("--identity", theirs), "is another one"),
+        ((), "none was named"),
+    ]
     for named, why in others:
         refused = edgetune(*serve, *named, timeout_s=60)
         assert refused.returncode == 2 and "belongs to" in refused.stderr and why in refused.stderr
