@@ -69,7 +69,9 @@ def _coordinator_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _state_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", metavar="NAME", help="this device's name (default: made up once and kept)")
+    parser.add_argument(
+        "--name", type=device_name, metavar="NAME", help="this device's name (default: made up once and kept)"
+    )
     parser.add_argument("--state", type=Path, metavar="DIR", help="where this device keeps its state")
 
 
@@ -139,6 +141,13 @@ def memory(text: str) -> int:
     return size
 
 
+def device_name(text: str) -> str:
+    """A name that a device may have."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
+    return text
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
@@ -162,8 +171,6 @@ def state_folder(name: str | None) -> Path:
     """Where a device of this name keeps its state; one unnamed device a user."""
     import platformdirs
 
-    if name is not None and not NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 

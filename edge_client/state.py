@@ -228,7 +228,7 @@ class DeviceState:
         kept = file.read_text().strip() if file.exists() else None
         if name is not None and kept is not None and name != kept:
             raise UserError(f"{self.folder} belongs to device {kept!r}, not {name!r}; give another --state")
-        device = kept if kept is not None else name if name is not None else f"device-{secrets.token_hex(6)}"
+        device = kept or name or f"device-{secrets.token_hex(6)}"
         if not NAME.fullmatch(device):
             raise UserError(f"--name {device!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
         if kept is None:

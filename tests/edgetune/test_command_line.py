@@ -82,7 +82,7 @@ def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
         (["coordinator", "serve", "--listen", "127.0.0.1:99999"], "argument --listen: '127.0.0.1:99999': a port is"),
         (["coordinator", "serve", "--metrics", "65500"], "argument --metrics: '65500': a port for numbers is"),
         (["run", "list", "--coordinator", "http://foo"], "argument --coordinator: 'http://foo': expected HOST:PORT"),
-        (["client", "status", "--name", ""], "--name ''"),
+        (["client", "enroll", INVITATION, "--name", "", "--state", "/nowhere"], "argument --name: ''"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
 )
