@@ -11,8 +11,9 @@ SEEDS ?= 10000
 CUTS ?= 500
 SCHEDULES ?= 1000
 FAULTS ?=
+BANDWIDTH ?=
 
-.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean power bench-coordinator clean
+.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean power bench-coordinator bandwidth clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -85,6 +86,9 @@ fuzz: $(VENV)/ready  ## a million mutated payloads for every decoder, under a li
 bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a float32 axpy
 	$(RUN) -m benchmarks.codec_speed
 
+bandwidth: $(VENV)/ready  ## federations behind slow links: loss against bytes and time (BANDWIDTH="--preset small"); goes on where it was
+	$(RUN) -m edgetune experiment bandwidth --out bandwidth-out $(BANDWIDTH)
+
 bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: size, what is not in it, start
 	$(RUN) -m benchmarks.lean_install
 
@@ -95,4 +99,4 @@ bench-coordinator: $(VENV)/ready  ## a coordinator beside a bare gRPC handler: C
 	$(RUN) -m benchmarks.coordinator_throughput
 
 clean:  ## forget the environment and what was made
-	rm -rf $(VENV) $(OUT) faults-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(OUT) faults-out bandwidth-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -31,6 +31,8 @@ FIELDS: Mapping[str, re.Pattern[str] | type[int] | type[float]] = {
     "release": DIGEST,
     "updates": int,
     "seconds": float,
+    "free": int,
+    "reserve": int,
     "reason": re.compile("|".join(Reason)),
     "method": re.compile(r"[A-Za-z]{1,32}"),
     "action": re.compile(r"[a-z]{1,16}"),
@@ -53,6 +55,8 @@ EVENTS: Mapping[str, str] = {
     "alarm": "somebody should look at device {device}: {alarm}",
     "thawed": "an administrator has looked at device {device}",
     "administrator": "administrator {administrator}: {action}",
+    "little_room": "the disk has {free} bytes free, fewer than the {reserve} kept for publishing: no update or run is taken"
+    " until there is room",
     "draining": "draining: no new work, calls under way may end",
 }
 """Every event with the sentence for people, which names all its fields."""

@@ -105,9 +105,14 @@ class Guards:
 
     def room(self, size: int) -> None:
         """DISK_FULL if `size` more bytes would take of the reserve. Asks the file system: not for the event loop."""
-        free = self._blobs.free_bytes()
-        if free is not None and free - size < self.limits.disk_reserve_bytes:
-            raise Refused(Reason.DISK_FULL, "the coordinator's disk is almost full", self.limits.full_retry_after_s)
+        free, reserve = self._blobs.free_bytes(), self.limits.disk_reserve_bytes
+        if free is not None and free - size < reserve:
+            raise Refused(
+                Reason.DISK_FULL,
+                f"the coordinator's disk is almost full: {_mb(free)} free, {_mb(size + reserve)} wanted, of which"
+                f" {_mb(reserve)} are kept for publishing; make room there",
+                self.limits.full_retry_after_s,
+            )
 
     async def paced(self, chunks: AsyncIterator[C]) -> AsyncIterator[C]:
         """What arrives, as long as it arrives fast enough: then STALLED. TOO_LARGE for a chunk that is too long.
@@ -141,6 +146,15 @@ class Guards:
 
     def _busy(self, what: str) -> Refused:
         return Refused(Reason.BUSY, f"{what}; come again", self.limits.retry_after_s)
+
+
+def _mb(size: int) -> str:
+    """Bytes in MB.
+
+    >>> _mb(268_435_456)
+    '268.4 MB'
+    """
+    return f"{size / 1e6:,.1f} MB"
 
 
 @contextlib.asynccontextmanager

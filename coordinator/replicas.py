@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
+from coordinator import claims
+from coordinator.authority import Authority
 from coordinator.identities import Doors
 from coordinator.serve import DRAIN_S, Serving, serve
 from coordinator.stores import Place
@@ -39,12 +41,21 @@ def serve_together(place: Place, how: Serving, count: int, ready: Callable[[Door
     """Serve with `count` processes until SIGTERM or SIGINT; `ready` gets the addresses once all of them serve. The first
     shows its numbers at `how.metrics`, each further one a port higher.
 
-    Raises what opening the store raises, and MachineError if an address is taken or no replica starts.
+    Raises what opening the store raises, IdentityError for a store of other identities, and MachineError if an address is
+    taken or no replica starts.
     """
-    asyncio.run(place.open().ledger.close())  # what is wrong with the store is said once, here
+    asyncio.run(_looked_at(place, how))  # what is wrong with the store is said once, here
     with ExitStack() as ports:
         doors = Doors(*[_kept(listen, ports) for listen in dataclasses.astuple(how.listen)])
         Replicas(place, dataclasses.replace(how, listen=doors, replicas=count), tell).run(count, ready)
+
+
+async def _looked_at(place: Place, how: Serving) -> None:
+    store = place.open()
+    try:
+        await claims.check(store.ledger, Authority(how.trust.folder) if how.trust else None)
+    finally:
+        await store.ledger.close()
 
 
 def _kept(listen: str, ports: ExitStack) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from coordinator import telemetry
+from coordinator import claims, telemetry
 from coordinator.administration import Administration
 from coordinator.authority import Authority
 from coordinator.bell import Bell
@@ -29,6 +29,7 @@ from coordinator.identities import Doors, Identities, Trust
 from coordinator.meter import Meter, timed
 from coordinator.service import Federation
 from coordinator.stores import Store
+from coordinator.threads import on
 from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire.errors import MachineError
@@ -65,8 +66,8 @@ async def serve(store: Store, how: Serving, ready: Callable[[Doors], None]) -> N
     """Serve until SIGTERM or SIGINT; `ready` gets the bound addresses.
 
     With identities every call needs a certificate, but for those of the enrolment door, where devices get theirs. Raises
-    MachineError if an address is taken, IdentityError for identities that cannot be read, MissingExtra where the environment
-    asks for spans that nothing here can make.
+    MachineError if an address is taken, IdentityError for identities that cannot be read or that are not the store's,
+    MissingExtra where the environment asks for spans that nothing here can make.
     """
     keep_freed_memory()
     gc.freeze()  # what is loaded by now stays: no later collection need look at it
@@ -79,6 +80,7 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
     store = dataclasses.replace(store, ledger=timed(store.ledger, meter))
     events = Lines(how.log)
     who = how.trust.over(store.ledger, meter, events) if how.trust else None
+    await claims.check(store.ledger, who.authority if who else None)
     with (
         ThreadPoolExecutor(1, "compute") as compute,
         ThreadPoolExecutor(4, "disk") as disk,
@@ -103,9 +105,13 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
             asyncio.create_task(hear_others(store, changed, work)),
             asyncio.create_task(forget_expired_now_and_then(store)),
         ]
+        if who is None:
+            tasks.append(asyncio.create_task(claims.stay_unclaimed(store.ledger)))
+        stop = _signalled()  # before anybody is told that it may be stopped
         ready(doors)
+        await warn_of_little_room(core)
         try:
-            await _until_stopped(tasks)
+            await _until_stopped(stop, tasks)
         finally:
             await checks.enter_graceful_shutdown()
             events("draining")
@@ -113,6 +119,13 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
             await server.stop(DRAIN_S)
             await _cancelled(tasks)
             await store.ledger.close()
+
+
+async def warn_of_little_room(core: Core) -> None:
+    """Before the first caller is told."""
+    free, reserve = await on(core.disk, core.store.blobs.free_bytes), core.guards.limits.disk_reserve_bytes
+    if free is not None and free < reserve:
+        core.events("little_room", free=free, reserve=reserve)
 
 
 def _interceptors(core: Core, tracer: Tracer | None) -> list[grpc.aio.ServerInterceptor]:
@@ -176,12 +189,16 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
     return f"{host}:{bound}"
 
 
-async def _until_stopped(tasks: list[asyncio.Task[None]]) -> None:
-    """Until a signal, or until a task failed: a coordinator that cannot publish must not go on taking updates."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+def _signalled() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    """Until a signal, or until a task failed: a coordinator that cannot publish must not go on taking updates."""
     stopped = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

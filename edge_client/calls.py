@@ -56,11 +56,16 @@ def transfer_s(size: int) -> float:
 
 
 class Calls:
-    """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever."""
+    """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever.
 
-    def __init__(self, address: str, patience_s: float = 300.0, identity: Identity | None = None) -> None:
+    `attended`: a person waits for the answers, and hears at once of a disk without room, which somebody has to make.
+    """
+
+    def __init__(
+        self, address: str, patience_s: float = 300.0, identity: Identity | None = None, attended: bool = False
+    ) -> None:
         self.address, self.sent, self.received = address, 0, 0
-        self._patience_s, self._met = patience_s, False
+        self._patience_s, self._met, self._attended = patience_s, False, attended
         self._identity, self._renew_at = identity, 0.0
         if identity is not None:
             identity.check_window()
@@ -134,19 +139,19 @@ class Calls:
 
     def _patience(self) -> Patience:
         seconds = self._patience_s if self._met else FIRST_CONTACT_S
-        return Patience(self.address, seconds, self._identity is None)
+        return Patience(self.address, seconds, self._identity is None, self._attended)
 
 
 class Patience:
     """How long one thing is tried: pauses that grow and are jittered, none shorter than the coordinator asks for."""
 
-    def __init__(self, address: str, seconds: float, plain: bool) -> None:
-        self._address, self._plain = address, plain
+    def __init__(self, address: str, seconds: float, plain: bool, attended: bool = False) -> None:
+        self._address, self._plain, self._attended = address, plain, attended
         self._give_up, self._pause_s = time.monotonic() + seconds, FIRST_PAUSE_S
 
     def pause(self, error: RemoteError, after_which: frozenset[Action]) -> None:
         """Until it is time to try again. Raises `error` if that is no use, or in the words of a caller who gives up."""
-        if after(error) not in after_which:
+        if after(error) not in after_which or (self._attended and _is_full(error)):
             raise error
         asked_s = (error.retry_after_s or 0.0) if isinstance(error, Refused) else 0.0
         pause_s = max(random.uniform(0.5, 1.0) * self._pause_s, random.uniform(1.0, 2.0) * asked_s)  # jitter, no secret
@@ -159,6 +164,10 @@ class Patience:
         if isinstance(last, Refused):
             return last
         return Unreachable(nobody(self._address, last, self._plain))
+
+
+def _is_full(error: RemoteError) -> bool:
+    return isinstance(error, Refused) and error.reason is Reason.DISK_FULL
 
 
 def nobody(address: str, last: object, plain: bool) -> str:

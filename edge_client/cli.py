@@ -163,7 +163,7 @@ def state_folder(name: str | None) -> Path:
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 
-def _connection(args: argparse.Namespace, folder: Path) -> Connection:
+def _connection(args: argparse.Namespace, folder: Path, attended: bool = True) -> Connection:
     """The way to the coordinator that was named, or enrolled with. Raises IdentityError."""
     from edge_client import credentials
     from edge_client.transport import Connection
@@ -172,7 +172,7 @@ def _connection(args: argparse.Namespace, folder: Path) -> Connection:
     card = read_card(folder / IDENTITY)
     address = args.coordinator or (card.coordinator if card else DEFAULT_COORDINATOR)
     identity = credentials.for_call(folder / IDENTITY, address, args.insecure, "device")
-    return Connection(address, identity=identity)
+    return Connection(address, identity=identity, attended=attended)
 
 
 def _enroll(args: argparse.Namespace) -> int:
@@ -207,7 +207,7 @@ def _join(args: argparse.Namespace) -> int:
     state = DeviceState(args.state or state_folder(args.name), args.name)
     device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
     try:
-        with _connection(args, state.folder) as connection, _progress(args.json) as tell:
+        with _connection(args, state.folder, attended=False) as connection, _progress(args.json) as tell:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)
     finally:
         state.close()

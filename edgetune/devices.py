@@ -83,7 +83,7 @@ def connection(args: argparse.Namespace) -> Any:
     identity = credentials.for_call(folder, args.coordinator, args.insecure, "admin")
     if args.identity is not None and identity is None and not args.insecure:
         raise IdentityError(f"{folder}: no identity here; `edgetune coordinator init` makes it")
-    return Connection(args.coordinator, identity=identity)
+    return Connection(args.coordinator, identity=identity, attended=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coordinator import publish
+from coordinator import ingest, publish
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained
@@ -58,7 +58,9 @@ class Simulation:
         return self._state.adapter
 
     def round(self, devices: Mapping[str, Sequence[Tokens]]) -> Spent:
-        """Every device trains from the newest release; their updates make the next one."""
+        """Every device trains from the newest release; their updates make the next one.
+
+        Raises PayloadError for an update that a coordinator would refuse, such as one of training that diverged."""
         accepted, spent = [], Spent()
         for device, train in devices.items():
             began = time.process_time()
@@ -96,7 +98,9 @@ class Simulation:
     def _contribution(self, device: str, payload: bytes, examples: int) -> Contribution:
         number, digest = self._release.version + 1, self._blobs.put(payload)
         named = (self.run.base.digest, self._release.digest)
-        return Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
+        mine = Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
+        ingest.examine(mine, payload, self.rules)
+        return mine
 
     def _publish(self, accepted: list[Contribution]) -> None:
         made = publish.combine(self.rules, self._release, accepted, self._blobs)

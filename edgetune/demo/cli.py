@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgetune.demo.federation import Event, Processes
 from edgetune.demo.report import Report, lines, table
-from edgetune.demo.texts import SOURCES, parts
+from experiments.parts import SOURCES, parts
+from experiments.processes import Event, Processes
 from wire import run_spec
 from wire.codecs.compositions import COMPOSITIONS
 from wire.delta import Layout, Vector
@@ -205,7 +205,7 @@ def _federate(
         for i in range(len(names))
         if MODES[args.method].alone
     ]
-    with Connection(address) as connection:
+    with Connection(address, attended=True) as connection:
         for each in (spec, *alone):
             runs.create(connection, each)
     started = time.monotonic()

@@ -27,7 +27,7 @@ from coordinator.core import Core
 from coordinator.garbage import sweep
 from coordinator.guards import Guards, Limits
 from coordinator.meter import Meter
-from coordinator.serve import OPTIONS
+from coordinator.serve import OPTIONS, warn_of_little_room
 from coordinator.service import Federation
 from coordinator.stores import Place, Store
 from coordinator.stores.memory import MemoryBlobs
@@ -389,6 +389,37 @@ def test_before_the_disk_is_full_bytes_are_refused_and_all_else_goes_on(folder: 
                 assert connection.status("large").state == "running"
                 assert connection.release("large", 4 * BIG.size, 0).release.version == 0
         assert device.append(device.part(upload, 0)) == PART
+
+
+def test_a_person_who_creates_a_run_hears_at_once_that_there_is_no_room_and_how_much_is_wanted(folder: Place) -> None:
+    with (
+        replicas(folder, disk_reserve_bytes=1 << 60, full_retry_after_s=30) as [full],
+        Connection(full.address, attended=True) as connection,
+    ):
+        connection.runs()  # as `run create` does first: from now on it is patient
+        began = time.monotonic()
+        with pytest.raises(Refused, match=r"MB free, 1,152,921,504,612\.8 MB wanted") as caught:
+            created(connection, "large", BIG)
+    assert caught.value.reason is Reason.DISK_FULL and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("reserve", "said"), [(1, []), (1 << 60, ["little_room"])])
+def test_a_coordinator_says_at_its_start_that_there_is_no_room(reserve: int, said: list[str], folder: Place) -> None:
+    heard = dict[str, Any]()
+
+    def hear(event: str, /, **about: Any) -> None:
+        heard[event] = about
+
+    async def start() -> None:
+        store = folder.open()
+        with ThreadPoolExecutor(1) as pool:
+            limits = Limits(disk_reserve_bytes=reserve)
+            core = Core(store, pool, pool, Bell(), Bell(), Bell(), Meter(), limits=limits, events=hear)
+            await warn_of_little_room(core)
+        await store.ledger.close()
+
+    asyncio.run(start())
+    assert list(heard) == said and all(about["free"] < about["reserve"] == reserve for about in heard.values())
 
 
 def test_an_upload_that_was_given_up_is_deleted_and_a_device_that_comes_all_the_same_starts_anew(place: Place) -> None:

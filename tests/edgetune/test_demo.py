@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.demo.report import Report, lines, table
-from edgetune.demo.texts import parts
+from experiments.parts import parts
 from wire.errors import DataError
 
 REPORT = Report(

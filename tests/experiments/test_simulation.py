@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edge_client.data import Example
 from edge_client.engines.toy import ToyBase, ToyEngine
 from experiments.simulation import Simulation
 from wire import run_spec
+from wire.errors import PayloadError, Reason
 
 LORA = {"id": "lora", "rank": 4, "local_steps": 2, "batch": 2, "sequence_length": 32, "learning_rate": 0.01}
 MEZO = {"id": "mezo", "local_steps": 4, "batch": 2, "sequence_length": 32, "adapter": {"id": "lora", "rank": 4}}
@@ -39,3 +41,9 @@ def test_coded_releases_cost_what_was_added_and_lead_near_the_same_adapter() -> 
 
 def test_steps_cost_their_own_length() -> None:
     assert played(method=MEZO)[1] == [0, 2 * (12 + 2 * (8 + 4 * 4)), 2 * (12 + 2 * (8 + 4 * 4))]
+
+
+def test_an_update_that_a_coordinator_would_refuse_ends_the_simulation() -> None:
+    with pytest.raises(PayloadError) as refused:
+        played(method=LORA | {"learning_rate": 100.0})
+    assert refused.value.reason is Reason.OUT_OF_RANGE

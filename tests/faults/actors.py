@@ -135,15 +135,28 @@ class _Struck:
 
     def __init__(self, stage: Stage, number: int, life: Life) -> None:
         self._stage, self._number, self._strikes = stage, number, life.strikes
+        self._expected = set[draws.Strike]()
+        """Those whose transaction has begun."""
 
     def __call__(self, step: str, arrival: int) -> bool:
         for strike in self._strikes:
-            if strike.step == step and strike.first <= arrival <= strike.last and not self._stage.calm.exists():
+            if self._is_due(strike, step, arrival) and not self._stage.calm.exists():
                 return self._struck(strike, arrival)
         return False
 
+    def _is_due(self, strike: draws.Strike, step: str, arrival: int) -> bool:
+        reached = strike.step == step and strike.first <= arrival <= strike.last
+        if strike.then is None:
+            return reached
+        if reached:
+            self._expected.add(strike)
+        if strike not in self._expected or step != strike.then:
+            return False
+        self._expected.discard(strike)
+        return True
+
     def _struck(self, strike: draws.Strike, arrival: int) -> bool:
-        said = {"what": f"{strike.what} at step", "step": strike.step, "replica": self._number}
+        said = {"what": f"{strike.what} at step", "step": strike.place, "replica": self._number}
         append(self._stage.log, {**said, "arrival": arrival, "state": _state(self._stage.place)})
         if strike.what == "full":
             return True
@@ -236,7 +249,7 @@ def _computed(
     assert fetched.release.digest == task.release_digest and spec.bytes_digest(fetched.data) == fetched.release.adapter
     state.saw(fetched.release)
     time.sleep(chance.uniform(0.0, 0.04))
-    if work.run.cohort.deadline_s == draws.SHORT_S and not calm.exists() and chance.random() < 0.15:
+    if work.run.cohort.deadline_s == draws.SHORT_S and not calm.exists() and chance.random() < 0.25:
         time.sleep(1.2 * draws.SHORT_S)
     if chance.random() < 0.05:
         raise _Left

@@ -158,9 +158,9 @@ def offset_from_memory() -> None:
 
     def appended(db: Any, upload: str, start: int, size: int, *more: Any) -> int:
         db.execute("UPDATE uploads SET received = ? WHERE id = ?", (start, upload))
-        db.execute("DELETE FROM upload_parts WHERE upload = ? AND start = ?", (upload, start))
-        ends[upload] = append(db, upload, start, size, *more)
-        return ends[upload]
+        db.execute("DELETE FROM upload_parts WHERE upload = ? AND start >= ?", (upload, start))
+        ends[upload] = start + size  # whether or not this is committed
+        return append(db, upload, start, size, *more)
 
     stored_uploads.create = lambda *given: remembered(create(*given))
     stored_uploads.find = lambda *given: remembered(find(*given))

@@ -18,6 +18,7 @@ The eighth, memory that does not grow with the number of devices, cannot be seen
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -35,7 +36,7 @@ from coordinator.uploads import HEADING_BYTES
 from coordinator.verify import verify
 from wire import spec
 from wire.errors import EdgetuneError, Reason, StoreError
-from wire.messages import ENDED, Contribution, Receipt, ReleaseManifest
+from wire.messages import ENDED, Contribution, Receipt, ReleaseManifest, Share
 
 ROUND_COLUMNS = [field.name for field in dataclasses.fields(Round)]
 
@@ -111,6 +112,8 @@ class _Seen:
     state: str
     rounds: list[Round]
     releases: list[ReleaseManifest]
+    shares: dict[int, tuple[Share, ...]]
+    """Of each release that has them in a blob of their own."""
     made_by: dict[int, tuple[int, int]]
     """By version: the attempt, and when it was published."""
     updates: dict[tuple[int, int], list[Contribution]]
@@ -124,11 +127,13 @@ class _Seen:
         made_by = {version: (attempt, us) for version, attempt, us in await _rows(store, _SELECT_RELEASES, name)}
         rows = await _rows(store, _SELECT_CONTRIBUTIONS, name)
         held = await _rows(store, _SELECT_HELD, name)
+        releases = [await store.ledger.release(name, version) for version in sorted(made_by)]
         return cls(
             name=name,
             state=(await store.ledger.run(name)).state,
             rounds=found,
-            releases=[await store.ledger.release(name, version) for version in sorted(made_by)],
+            releases=releases,
+            shares={release.version: _shares(store, release) for release in releases if release.shares},
             made_by=made_by,
             updates={(r.number, r.attempt): await store.ledger.contributions(name, r.number, r.attempt) for r in found},
             accepted_us={(number, attempt, device): us for number, attempt, device, us in rows},
@@ -204,6 +209,13 @@ async def _of_bytes(store: Store, name: str) -> list[str]:
         return [f"the releases cannot be computed again: {error}"]
 
 
+def _shares(store: Store, release: ReleaseManifest) -> tuple[Share, ...]:
+    """None where the blob is not there or damaged, which `_of_blobs` says too."""
+    with contextlib.suppress(EdgetuneError, ValueError):
+        return tuple(Share(**row) for row in json.loads(bytes(store.blobs.get(release.shares or ""))))
+    return ()
+
+
 def _of_rounds(seen: _Seen) -> list[str]:
     """Rounds and attempts follow each other without a gap, and only the last of each may be more than abandoned."""
     found = []
@@ -225,7 +237,7 @@ def _of_releases(seen: _Seen) -> list[str]:
     for parent, release in itertools.pairwise(seen.releases):
         if release.parent != parent.digest:
             found.append(f"release {release.version} names another parent")
-        made_of = [(share.device, share.digest) for share in release.contributions]
+        made_of = [(share.device, share.digest) for share in seen.shares.get(release.version, release.contributions)]
         accepted = seen.updates.get((release.version, published.get(release.version, 0)), [])
         if made_of != [(update.device, update.digest) for update in accepted]:
             found.append(f"release {release.version} is not made of what its round accepted")

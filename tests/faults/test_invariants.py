@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from coordinator.stores import Place
-from tests.faults import invariants
+from tests.faults import crashes, invariants
 from tests.faults.crashes import RUN, federation
+from wire import run_spec, spec
 from wire.messages import Receipt
 
 Harm = Callable[[Path], None]
@@ -94,3 +95,15 @@ def test_nothing_is_wrong_with_a_store_that_nobody_harmed(place: Place, tmp_path
 def test_what_is_wrong_with_a_store_is_said(sentence: str, place: Place, tmp_path: Path) -> None:
     HARM[sentence](tmp_path)
     assert any(sentence in said for said in said_of(place, tmp_path)), said_of(place, tmp_path)
+
+
+def test_what_a_release_with_a_coded_delta_is_made_of_is_read_from_its_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = run_spec.parse(spec.plain(RUN) | {"downlink": {"codec": "top_k_int4_5"}})
+    monkeypatch.setattr(crashes, "RUN", coded)
+    made = Place.of(str(tmp_path / "store"), None)
+    asyncio.run(federation(made, tmp_path / "journal"))
+    assert said_of(made, tmp_path) == []
+    sql(f"UPDATE contributions SET device = 'd3' {FIRST}")(tmp_path)
+    assert "release 1 is not made of what its round accepted" in said_of(made, tmp_path)

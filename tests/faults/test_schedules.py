@@ -23,4 +23,4 @@ def test_no_schedule_of_faults_loses_or_doubles_an_update_or_leaves_a_run_that_d
 
 
 def test_schedules_find_a_bug_that_single_crashes_do_not() -> None:
-    assert schedules("sqlite", 30, "--bug", "no_to_a_repetition", "--first")[-1]["violations"]
+    assert any(one["violations"] for one in schedules("sqlite", 30, "--bug", "no_to_a_repetition", "--first"))

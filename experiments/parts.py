@@ -1,4 +1,4 @@
-"""The demo's text: parts of a source by its natural key, or of a file."""
+"""Text for clients: parts of a source by its natural key, or of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wire.errors import DataError
 Parts = dict[str, list[str]]
 """Client name -> JSON lines."""
 MOST_WORDS = 12_000
-"""Words that one client gets at most: what the demo's steps read about once."""
+"""Words that one client gets at most: what a few hundred short sequences read about once."""
 
 
 def parts(named: str, clients: int) -> Parts:

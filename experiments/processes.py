@@ -1,4 +1,4 @@
-"""The demo's processes: one coordinator, N clients, started by the commands that people type, watched, and stopped."""
+"""A federation of real processes: one coordinator, N clients, started by the commands that people type, watched, and stopped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,28 @@ from wire.errors import MachineError
 
 Event = dict[str, Any]
 POLL_S = 0.5
+STARTED = "processes"
+"""The file that names them: a number and when it was started, a line each."""
+
+
+def end_orphans(out: Path) -> None:
+    """End what an earlier `Processes` in this folder left behind when it was killed; never another process of its number."""
+    path = out / STARTED
+    for line in path.read_text().splitlines() if path.exists() else []:
+        pid, created = line.split()
+        if _created(int(pid)) == float(created) != 0.0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _created(pid: int) -> float:
+    """When a process was started, in Unix seconds; 0 for one that is gone."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 class Processes:
@@ -82,6 +105,8 @@ class Processes:
                 stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True,
             )  # fmt: skip
         self._children[name] = child
+        with (self._out / STARTED).open("a") as started:
+            started.write(f"{child.pid} {_created(child.pid)}\n")
         return child
 
     def _read(self, name: str, child: subprocess.Popen[str]) -> None:

@@ -1,0 +1,209 @@
+"""`edgetune experiment quality`: what coded updates and releases leave of float32's improvement; one process a cell."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from edge_client import bases
+from edge_client.data import Example
+from edge_client.engines import ENGINES, Tokens
+from experiments import cells, domains, quality_report
+from experiments.cells import Cell
+from experiments.rows import ROWS
+from experiments.simulation import Simulation, Spent, spec_of
+from wire import run_spec, spec
+from wire.delta import Vector
+from wire.errors import MachineError, PayloadError, UserError
+from wire.run_spec import BaseRef
+from wire.spec import Plain
+
+EXAMPLES = f"""\
+examples:
+  edgetune experiment quality --data domains --domains medicine law --out study
+  edgetune experiment quality --data domains --rows float32 rotated_ecsq --seeds 3 --out study
+  edgetune experiment quality --data domains --rows float32 int4 --rounds 20 --clients 8 --jobs 2
+
+rows: {", ".join(ROWS)}
+
+--data is a folder of NAME.train.jsonl and NAME.test.jsonl, or .jsonl.gz; lines with a key "client" stay together on one device.
+Every cell (a row, a domain, a seed) is a federation in a process of its own, with real payloads and the coordinator's own
+arithmetic. What is finished in --out is not done again. It writes report.md, report.json, report.csv and quality.png.
+"""
+METHOD: Plain = {"id": "lora", "rank": 8, "alpha": 16.0}
+POINTS = 3
+"""Measurements of a federation: the base, half way, the end."""
+EXAMPLES_READ = 4
+"""Examples that are tokenized for one that is wanted: those whose answer lies beyond the length are left out."""
+Tell = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of domains")
+    parser.add_argument("--out", type=Path, default=Path("quality-out"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--domains", nargs="+", metavar="NAME", help="default: all of the folder")
+    rows = ["float32", "int4", "rotated_ecsq"]
+    parser.add_argument("--rows", nargs="+", default=rows, metavar="ROW", help="the first is compared with")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="default: %(default)s")
+    parser.add_argument("--clients", type=int, default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--local-steps", type=int, default=2, metavar="N", help="a round; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=128, metavar="TOKENS", help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="default: %(default)s")
+    parser.add_argument("--train", type=int, default=64, metavar="N", help="sequences a device; default: %(default)s")
+    parser.add_argument("--held-out", type=int, default=32, metavar="N", help="sequences; default: %(default)s")
+    parser.add_argument("--model", default="smollm2-135m", metavar="MODEL", help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="the report on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    _check(args)
+    known = domains.names(args.data)
+    places = cells.checked(args.domains or known, dict.fromkeys(known), "--domains")
+    wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), places, args.seeds)
+    out = cells.opened(args.out, _settings(args))
+    todo = [cell for cell in wanted if cells.done(out, cell) is None]
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(args.jobs) as pool:
+        bar = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
+        each = (pool.submit(_process, out, cell, lambda said: progress.update(bar, description=said)) for cell in todo)
+        for ended in as_completed(list(each)):
+            ended.result()
+            progress.advance(bar)
+    report = quality_report.made(_settings(args), cells.finished(out, wanted))
+    quality_report.write(report, out)
+    console.print(quality_report.markdown(report), highlight=False, soft_wrap=True)
+    console.print(f"written to {out}: report.md, report.json, report.csv, quality.png", highlight=False)
+    if args.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("seeds", "rounds", "clients", "local_steps", "batch", "length", "train", "held_out", "jobs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+
+
+def _settings(args: argparse.Namespace) -> Plain:
+    """What all cells of a folder have in common."""
+    method = METHOD | {
+        "local_steps": args.local_steps, "batch": args.batch, "sequence_length": args.length,
+        "learning_rate": args.learning_rate,
+    }  # fmt: skip
+    return {
+        "data": str(args.data.resolve()), "model": args.model, "method": method, "rounds": args.rounds,
+        "clients": args.clients, "train": args.train, "held_out": args.held_out,
+    }  # fmt: skip
+
+
+def _process(out: Path, cell: Cell, tell: Tell) -> None:
+    """Measure a cell in a process of its own: its memory goes with it. Raises MachineError if it fails."""
+    line = [sys.executable, "-m", "experiments.quality", str(out), cell.row, cell.place, str(cell.seed)]
+    with (cells.begun(out, cell) / "log.txt").open("w") as log:
+        child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True)  # this program itself
+    with child:
+        assert child.stdout is not None
+        for said in child.stdout:
+            tell(said.strip())
+    if child.returncode != 0:
+        words = (cells.folder(out, cell) / "log.txt").read_text().strip().splitlines() or ["it said nothing"]
+        raise MachineError(f"cell {cell.name} failed: {words[-1]}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One cell, of an experiment's folder, whose settings are there."""
+    folder, row, place, seed = arguments
+    out, cell = Path(folder), Cell(row, place, int(seed))
+    cells.finish(out, cell, measured(cell, cells.settings(out), lambda said: print(said, flush=True)))
+
+
+def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
+    """A federation from the base to its last round, measured at a few points."""
+    played = Played(cell, settings)
+    refused = None
+    for number in range(1, settings["rounds"] + 1):
+        tell(f"{cell.row}, {cell.place}, seed {cell.seed}: round {number} of {settings['rounds']}")
+        try:
+            played.round()
+        except (
+            PayloadError
+        ) as error:  # what a coordinator would not have taken: the row ends here, and its report says so
+            refused = f"round {number}: {error.reason.value}"
+            break
+    played.mark()
+    found = {"parameters": played.parameters, "devices": settings["clients"], "refused": refused}
+    return found | {"points": played.points()}
+
+
+class Played:
+    """One federation, the adapters that it reached, and what they cost."""
+
+    def __init__(self, cell: Cell, settings: Plain) -> None:
+        toy = settings["model"] == bases.TOY
+        base = BaseRef(settings["model"], bases.TOY if toy else "nf4")
+        table = spec_of(
+            "quality", settings["method"], settings["rounds"], settings["clients"], spec.plain(base), cell.seed
+        )
+        engine: Any = spec.row_class(ENGINES, "toy" if toy else "torch")
+        run = run_spec.parse(table | ROWS[cell.row].spec)
+        self._simulation = Simulation(run, bases.find(base), engine, 1, None)
+        folder, self._length = Path(settings["data"]), settings["method"]["sequence_length"]
+        texts = domains.dealt(folder, cell.place, settings["clients"], cell.seed)
+        self._devices = {name: self._tokens(some, settings["train"]) for name, some in texts.items()}
+        self._test = self._tokens(domains.held_out(folder, cell.place), settings["held_out"])
+        self._rounds, self._number, self._spent = settings["rounds"], 0, Spent()
+        self._reached: list[tuple[int, Spent, Vector]] = [(0, self._spent, self._simulation.adapter)]
+
+    @property
+    def parameters(self) -> int:
+        return self._simulation.layout.size
+
+    def round(self) -> None:
+        self._spent += self._simulation.round(self._devices)
+        self._number += 1
+        if self._number % max(1, self._rounds // (POINTS - 1)) == 0:
+            self.mark()
+
+    def mark(self) -> None:
+        """This adapter will be measured, once."""
+        if self._reached[-1][0] != self._number:
+            self._reached.append((self._number, self._spent, self._simulation.adapter))
+
+    def points(self) -> list[Plain]:
+        return [
+            {"round": number, "loss": self._loss(adapter)} | dataclasses.asdict(spent)
+            for number, spent, adapter in self._reached
+        ]
+
+    def _loss(self, adapter: Vector) -> float:
+        """Held-out loss in nats a token."""
+        self._simulation.engine.write(adapter)
+        total, targets = self._simulation.engine.loss(self._test)
+        return float(total / targets)
+
+    def _tokens(self, examples: Sequence[Example], wanted: int) -> list[Tokens]:
+        """The first `wanted` sequences. Raises UserError where none has an answer within the length."""
+        found: list[Tokens] = self._simulation.engine.tokenize(examples[: EXAMPLES_READ * wanted], self._length)[
+            :wanted
+        ]
+        if not found:
+            raise UserError(f"no example has an answer within {self._length} tokens; give a larger --length")
+        return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,145 @@
+"""What the quality experiment found: each row's improvement as a share of the first row's, and what it cost."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wire.spec import Plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row in a domain over its seeds: means, and the deviation between seeds where there are two or more.
+
+    Losses in nats a token. `share`: base minus final loss as a part of the first row's, same domain and seed. Bits a parameter,
+    and bytes of payloads, of a device and round. `times_less`: both directions together against the first row's. `refused`:
+    seeds that ended early because a coordinator would have refused an update; their final loss is that of the release before.
+    """
+
+    row: str
+    domain: str
+    seeds: int
+    base_loss: float
+    loss: float
+    share: float
+    share_deviation: float | None
+    bits_up: float
+    bits_down: float
+    bytes_up: float
+    bytes_down: float
+    times_less: float
+    seconds: float
+    refused: int
+
+
+def made(settings: Plain, cells: Sequence[Plain]) -> Plain:
+    first = cells[0]["row"]
+    keys = dict.fromkeys((cell["row"], cell["place"]) for cell in cells)
+    lines = [dataclasses.asdict(_line(*key, first, cells)) for key in keys]
+    return {"settings": settings, "reference": first, "lines": lines, "cells": list(cells)}
+
+
+def _line(row: str, domain: str, first: str, cells: Sequence[Plain]) -> Line:
+    mine = [cell for cell in cells if (cell["row"], cell["place"]) == (row, domain)]
+    references = [_reference(cell, first, cells) for cell in mine]
+    shares = [_gain(cell) / _gain(reference) for cell, reference in zip(mine, references, strict=True)]
+    up, down = (float(np.mean([_each(cell, way) for cell in mine])) for way in ("bytes_up", "bytes_down"))
+    whole = float(np.mean([_each(cell, "bytes_up") + _each(cell, "bytes_down") for cell in references]))
+    parameters = mine[0]["parameters"]
+    return Line(
+        row=row,
+        domain=domain,
+        seeds=len(mine),
+        base_loss=round(float(np.mean([cell["points"][0]["loss"] for cell in mine])), 4),
+        loss=round(float(np.mean([cell["points"][-1]["loss"] for cell in mine])), 4),
+        share=round(float(np.mean(shares)), 4),
+        share_deviation=round(float(np.std(shares, ddof=1)), 4) if len(shares) > 1 else None,
+        bits_up=round(8 * up / parameters, 4),
+        bits_down=round(8 * down / parameters, 4),
+        bytes_up=round(up),
+        bytes_down=round(down),
+        times_less=round(whole / (up + down), 1) if up + down else 0.0,
+        seconds=round(float(np.mean([cell["points"][-1]["seconds"] for cell in mine])), 1),
+        refused=sum(cell["refused"] is not None for cell in mine),
+    )
+
+
+def _reference(cell: Plain, first: str, cells: Sequence[Plain]) -> Plain:
+    """The first row's cell of this one's domain and seed; itself where that is not finished."""
+    same = [c for c in cells if (c["row"], c["place"], c["seed"]) == (first, cell["place"], cell["seed"])]
+    return same[0] if same else cell
+
+
+def _gain(cell: Plain) -> float:
+    return float(cell["points"][0]["loss"] - cell["points"][-1]["loss"])
+
+
+def _each(cell: Plain, way: str) -> float:
+    """Bytes a device and round."""
+    last = cell["points"][-1]
+    sent: int = last[way]
+    return sent / max(1, int(last["round"]) * int(cell["devices"]))
+
+
+def write(report: Plain, folder: Path) -> None:
+    """report.json, report.csv, report.md, quality.png."""
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report) + "\n", encoding="utf-8")
+    with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Line)])
+        table.writeheader()
+        table.writerows(report["lines"])
+    picture(report, folder / "quality.png")
+
+
+def markdown(report: Plain) -> str:
+    share = f"share of {report['reference']}'s gain"
+    head = ["row", "domain", "seeds", "base", "final", share, "bit up", "bit down", "times less", "refused"]
+    rows = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 8]
+    return "\n".join(rows + [_said(Line(**line)) for line in report["lines"]])
+
+
+def _said(line: Line) -> str:
+    spread = "" if line.share_deviation is None else f" ± {line.share_deviation:.1%}"
+    said = [
+        line.row,
+        line.domain,
+        f"{line.seeds}",
+        f"{line.base_loss:.4f}",
+        f"{line.loss:.4f}",
+        f"{line.share:.1%}{spread}",
+    ]
+    said += [f"{line.bits_up:.3f}", f"{line.bits_down:.3f}", f"{line.times_less:.1f}", f"{line.refused}"]
+    return "| " + " | ".join(said) + " |"
+
+
+def picture(report: Plain, path: Path) -> None:
+    """Share of the first row's gain against bits a parameter up and down together; a panel a domain, a point a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(line["domain"] for line in report["lines"]))
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(5.2 * len(names), 4.2), layout="constrained", sharey=True, squeeze=False
+    )
+    for side, name in zip(axes[0], names, strict=True):
+        for i, line in enumerate(line for line in report["lines"] if line["domain"] == name):
+            at = line["bits_up"] + line["bits_down"]
+            side.errorbar([at], [100 * line["share"]], [100 * (line["share_deviation"] or 0.0)], fmt="o", color=f"C{i}")
+            side.annotate(line["row"], (at, 100 * line["share"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        side.axhline(99, color="#888888", ls=":", lw=1)
+        side.set(title=name, xscale="log", xlabel="bits a parameter, up and down together")
+        side.margins(x=0.2)
+        side.grid(alpha=0.3)
+        side.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel(f"% of {report['reference']}'s gain in held-out loss")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
