@@ -19,13 +19,15 @@ import numpy as np
 
 from coordinator.aggregators.mean import FixedPointSum
 from wire.codecs import chain
-from wire.codecs.compositions import INT4, ROTATION
+from wire.codecs.compositions import INT4, INT8, ROTATION
 from wire.delta import Delta, Layout, Tensor
 
 REPEATS, UPDATES = 15, 6
 PACK: Any = {"id": "pack"}
 CODECS: dict[str, list[Any]] = {
     "int4": [INT4, PACK],
+    "int8": [INT8, PACK],
+    "nf4": [{"id": "normal_float"}, PACK],
     **{f"ecsq at {bits:g}": [{"id": "ecsq", "target_bits": bits}, PACK] for bits in (0.2, 1, 2, 4)},
     **{f"rotated_ecsq at {bits:g}": [ROTATION, {"id": "ecsq", "target_bits": bits}, PACK] for bits in (0.2, 1, 2, 4)},
 }
@@ -71,16 +73,16 @@ def main() -> None:
     made = layout()
     deltas = [update(made, seed) for seed in range(UPDATES)]
     total = np.zeros(made.size, np.float32)
-    unit = seconds(lambda n: axpy(total, deltas[n].vector, np.float32(0.5)))
-    print(f"float32 axpy: {1e-6 * made.size / unit:.0f} Mparam/s")
     for name, stages in CODECS.items():
         codec, summed = chain.codec(stages), FixedPointSum(made.size)
         payloads = [codec.encode(delta, {})[0] for delta in deltas]
         encode = seconds(functools.partial(_encode, codec, deltas))
         fold = seconds(functools.partial(_fold, codec, payloads, summed, made))
+        unit = seconds(lambda n: axpy(total, deltas[n].vector, np.float32(0.5)))  # beside each: memory is shared
         print(
             f"{name:20} {8 * len(payloads[0]) / made.size:6.3f} bit  encode {1e-6 * made.size / encode:6.1f} Mparam/s"
-            f"  decode and accumulate {1e-6 * made.size / fold:6.1f} Mparam/s, {fold / unit:5.1f} times the axpy",
+            f"  decode and accumulate {1e-6 * made.size / fold:6.1f} Mparam/s, {fold / unit:5.2f} times the axpy"
+            f" ({1e-6 * made.size / unit:.0f})",
             flush=True,
         )
 
@@ -90,11 +92,7 @@ def _encode(codec: chain.Chain, deltas: list[Delta], number: int) -> None:
 
 
 def _fold(codec: chain.Chain, payloads: list[bytes], total: FixedPointSum, made: Layout, number: int) -> None:
-    parts = codec.parts(payloads[number], made)
-    if parts is None:
-        total.add(codec.decode(payloads[number], made).vector, 1)
-    else:
-        total.add_parts(parts, 1)
+    assert total.add_coded(codec, payloads[number], made, 1)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer
+from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer, Sum
 from coordinator.aggregators.staleness import discount, fitted
 from coordinator.stores import Blobs
 from wire import scalars, spec, split
@@ -81,11 +81,11 @@ class Rules:
             raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
         return self.codec.decode(payload, self.layout)
 
-    def parts(self, payload: memoryview) -> Iterator[tuple[slice, Vector]] | None:
-        """A delta's tensors one after the other, where its codec can: folded without a whole vector in between."""
+    def added(self, payload: memoryview, weight: int, total: Sum) -> bool:
+        """Add a delta without a whole vector in between. False, and nothing added, for other forms and where its codec cannot."""
         if self.codec is None or split.is_split(payload) or scalars.is_scalars(payload):
-            return None
-        return self.codec.parts(payload, self.layout)
+            return False
+        return total.add_coded(self.codec, payload, self.layout, weight)
 
     def vector(self, update: Update, number: int, device: str) -> Vector:
         """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed along the directions
@@ -242,9 +242,7 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vec
     total = by.aggregator.start(by.layout.size)
     for share in shares:
         payload = _stored(blobs, share.digest)
-        if (parts := by.parts(payload)) is not None:
-            total.add_parts(parts, share.weight)
-        else:
+        if not by.added(payload, share.weight, total):
             total.add(by.vector(by.read(payload), _origin(share, number), share.device), share.weight)
     return total.mean()
 

@@ -6,10 +6,11 @@ twice, in parts, or again years later, and give the same release.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
-from wire.delta import Vector
+from wire.codecs.chain import Chain
+from wire.delta import Layout, Vector
 from wire.messages import Contribution
 
 
@@ -19,8 +20,9 @@ class Sum(Protocol):
     def add(self, vector: Vector, weight: int) -> None:
         """Add one update, float32 [size]."""
 
-    def add_parts(self, parts: Iterable[tuple[slice, Vector]], weight: int) -> None:
-        """Add one update whose tensors come one after the other, each with its place: the same sum."""
+    def add_coded(self, codec: Chain, payload: memoryview, layout: Layout, weight: int) -> bool:
+        """Add what `codec` decodes from `payload`, a code or a tensor at a time: the same sum. False, and nothing added, where
+        the codec decodes in one piece only. Raises PayloadError, as late as at the end."""
 
     def mean(self) -> Vector:
         """The weighted mean so far, float32 [size]."""

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wire.codecs import kernels
-from wire.delta import Vector
+from wire.codecs.chain import Chain
+from wire.delta import Layout, Vector
 from wire.errors import PayloadError, Reason
 from wire.messages import MAX_WEIGHT, Contribution
 
@@ -39,7 +40,17 @@ class FixedPointSum:
             self._add(vector[start : start + SLAB], self._total[start : start + SLAB], np.int64(weight))
         self._weight += weight
 
+    def add_coded(self, codec: Chain, payload: bytes | memoryview, layout: Layout, weight: int) -> bool:
+        if codec.add(payload, layout, self._total, FRACTION_BITS, weight):
+            self._weight += weight
+            return True
+        parts = codec.parts(payload, layout)
+        if parts is not None:
+            self.add_parts(parts, weight)
+        return parts is not None
+
     def add_parts(self, parts: Iterable[tuple[slice, Vector]], weight: int) -> None:
+        """Add one update whose tensors come one after the other, each with its place: the same sum."""
         kernel = kernels.fastest(len(self._total))
         for place, values in parts:
             table = values.reshape(len(values), -1)

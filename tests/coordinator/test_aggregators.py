@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ from coordinator.aggregators.mean import SLAB, FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
 from coordinator.aggregators.staleness import WHOLE, discount, fitted
 from wire import spec
-from wire.codecs import kernels
-from wire.delta import Layout, Tensor, Vector
+from wire.codecs import chain, kernels
+from wire.codecs.compositions import INT4, INT8
+from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
 
 SIZE = 7
@@ -160,3 +163,49 @@ def test_a_sum_of_parts_has_the_bits_of_the_sum_of_the_whole(large: int, monkeyp
         parts.add_parts(turned, weight)
     assert parts.mean().tobytes() == whole.mean().tobytes()
     assert (parts._total == whole._total).all()
+
+
+ROWS: dict[str, Any] = {"int4": INT4, "int8": INT8, "nf4": {"id": "normal_float"}}
+ODD = Layout((Tensor("a", (7, 51)), Tensor("b", (40, 8)), Tensor("c", (10,))))
+
+
+@pytest.mark.parametrize("large", [0, 1 << 62])
+@pytest.mark.parametrize("block", [64, 5, 9000])
+@pytest.mark.parametrize("row", ["int4", "int8", "nf4"])
+def test_adding_codes_has_the_bits_of_adding_what_they_decode_to(
+    row: str, block: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LARGE", large)
+    whole, coded = FixedPointSum(ODD.size), FixedPointSum(ODD.size)
+    made = chain.codec([{"id": "error_feedback", "inner": [ROWS[row] | {"block": block}]}, {"id": "pack"}])
+    for weight, scale in ((1, 1e-6), (3, 1e-3), (65535, 1.9)):
+        vector = np.random.default_rng(weight).uniform(-scale, scale, ODD.size).astype(np.float32)
+        payload, _ = made.encode(Delta(ODD, vector), made.init(ODD))
+        whole.add(made.decode(payload, ODD).vector, weight)
+        assert coded.add_coded(made, payload, ODD, weight)
+    assert coded.mean().tobytes() == whole.mean().tobytes()
+    assert (coded._total == whole._total).all()
+
+
+@pytest.mark.parametrize("large", [0, 1 << 62])
+@pytest.mark.parametrize("row", ["int4", "int8", "nf4"])
+def test_codes_that_are_not_decoded_are_not_added_either(row: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGE", large)
+    made, random = chain.codec([ROWS[row], {"id": "pack"}]), np.random.default_rng(3)
+    payload, _ = made.encode(Delta(ODD, random.uniform(-1, 1, ODD.size).astype(np.float32)), {})
+    refused = 0
+    for at in range(chain.HEADER_BYTES, len(payload)):
+        bad = bytearray(payload)
+        bad[at] = int(random.choice([0, 8, 128, 124, 252, 255]))
+        added = _said(functools.partial(FixedPointSum(ODD.size).add_coded, made, bytes(bad), ODD, 1))
+        assert added == _said(functools.partial(made.decode, bytes(bad), ODD))
+        refused += added is not None
+    assert refused
+
+
+def _said(work: Callable[[], object]) -> Reason | None:
+    try:
+        work()
+    except PayloadError as error:
+        return error.reason
+    return None

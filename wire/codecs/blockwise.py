@@ -7,9 +7,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from wire.codecs import Array, Fields, FieldShape, Shape, State, expect
+from wire.codecs import Array, Fields, FieldShape, Shape, State, expect, kernels
 from wire.codecs.floats import half
+from wire.codecs.kernels import Ints
 from wire.errors import PayloadError, Reason
+
+INFINITY = 0x7C00
+"""The bits of the half-precision number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +58,35 @@ class Blockwise:
         return {"scales": scales, "codes": codes if self.bits == 8 else _join_nibbles(codes), **rest}, {}
 
     def decode(self, y: Fields, like: Shape) -> Fields:
-        length, scales = like["values"].length, y["scales"].astype(np.float32)
-        if not np.isfinite(scales).all():
-            raise PayloadError(Reason.NOT_FINITE, "a block has a scale that is not a finite number")
+        length, scales = like["values"].length, _checked(y["scales"]).astype(np.float32)
         codes = y["codes"] if self.bits == 8 else _split_nibbles(y["codes"], length)
-        if np.signbit(scales).any() or (codes < -self.top).any():
-            raise PayloadError(Reason.BAD_PAYLOAD, "a block has a negative scale or a code out of range")
+        self._check(int(codes.min(initial=0)))
         values = (blocks(codes.astype(np.float32), self.block) * scales[:, None]).reshape(-1)[:length]
         rest = {name: field for name, field in y.items() if name not in ("scales", "codes")}
         return {"values": values, **rest}
+
+    def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> None:
+        """total += weight · round(value · 2^fraction_bits), in integers alone: a scale is a whole number of 2^-24, and a code's
+        product with it is exact in float32. Raises PayloadError, as late as at the end."""
+        units = (_checked(y["scales"]).astype(np.float64) * (2.0**fraction_bits * weight)).astype(np.int64)
+        kernel = kernels.fastest(len(total))
+        if self.bits == 4 and len(total) % 2 and y["codes"][-1] & 15 != 8:
+            raise PayloadError(Reason.BAD_PAYLOAD, "the code after the last one is not zero")
+        self._check((kernel.add_bytes if self.bits == 8 else kernel.add_nibbles)(total, y["codes"], units, self.block))
+
+    def _check(self, least: int) -> None:
+        if least < -self.top:
+            raise PayloadError(Reason.BAD_PAYLOAD, "a block has a code out of range")
+
+
+def _checked(scales: Array) -> Array:
+    """Raises PayloadError for scales that no encoder writes. Their bits as integers are in the order of their values, what is
+    not finite above all that is, what is negative above that."""
+    if scales.view(np.uint16).max(initial=0) < INFINITY:
+        return scales
+    if not np.isfinite(scales).all():
+        raise PayloadError(Reason.NOT_FINITE, "a block has a scale that is not a finite number")
+    raise PayloadError(Reason.BAD_PAYLOAD, "a block has a negative scale")
 
 
 def blocks(values: Array, block: int) -> Array:

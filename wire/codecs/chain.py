@@ -11,6 +11,7 @@ import numpy as np
 from wire import spec
 from wire.codecs import Shape, Stage, State, rank_rows, series, vector_shape
 from wire.codecs.compositions import COMPOSITIONS
+from wire.codecs.kernels import Ints
 from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
 from wire.spec import Plain
@@ -80,6 +81,15 @@ class Chain:
         self._check_header(payload, layout)
         found = series.parts(self.stages, payload[HEADER_BYTES:], shape(layout))
         return None if found is None else _placed(found, layout)
+
+    def add(self, payload: bytes | memoryview, layout: Layout, total: Ints, fraction_bits: int, weight: int) -> bool:
+        """Add weight · round(entry · 2^fraction_bits) of what `decode` gives to `total`, int64 [size], with no vector in between.
+
+        False, and nothing added, for a codec that has no such loop. Raises PayloadError, as late as at the end.
+        """
+        self._check_header(payload, layout)
+        body = memoryview(payload)[HEADER_BYTES:]
+        return series.add(self.stages, body, shape(layout), total, fraction_bits, weight)
 
     def _header(self, layout: Layout) -> bytes:
         return MAGIC + b"".join(bytes.fromhex(name)[:NAME_BYTES] for name in (layout.digest, self.digest))

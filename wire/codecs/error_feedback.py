@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from wire.codecs import Fields, Shape, Stage, State, series
+from wire.codecs.kernels import Ints
 from wire.delta import Vector
 from wire.spec import Plain
 
@@ -54,6 +55,10 @@ class ErrorFeedback:
     def parts(self, y: Fields, like: Shape, parts: None) -> Iterator[Vector] | None:
         """As `series.parts`."""
         return series.parts(self.stages, y, like)
+
+    def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> bool:
+        """As `series.add`."""
+        return series.add(self.stages, y, like, total, fraction_bits, weight)
 
     def decode(self, y: Fields, like: Shape) -> Fields:
         fields: Fields = series.decode(self.stages, y, like)

@@ -1,4 +1,4 @@
-"""The loops of `ecsq` and `rank_rotate` in numpy. `kernels_numba` has the same ones compiled; both give the same bits.
+"""The loops of the codecs in numpy. `kernels_numba` has the same ones compiled; both give the same bits.
 
 That holds because every operation is on integers, or is one IEEE rounding of one float32 operation, in a stated order. Rows are
 given by `starts` and `lengths`, int64; `tables` says which table each row uses, from 0, or -1 for a row that is left out.
@@ -159,6 +159,41 @@ def reflect(rows: Vector, normal: npt.NDArray[np.int8]) -> None:
 def add(total: Ints, values: Vector, scale: np.float32, weight: int) -> None:
     """total += weight · round(values · scale), in place; `total` int64 and `values` float32 of one shape [rows, columns]."""
     total += np.rint(values * scale).astype(np.int32) * np.int64(weight)
+
+
+def add_bytes(total: Ints, codes: npt.NDArray[np.int8], units: Ints, block: int) -> int:
+    """total += code · units[block of it], in place, `total` int64 and `codes` of one length. The smallest code."""
+    each = max(1, SLAB // block) * block
+    for first in range(0, len(codes), each):
+        some = codes[first : first + each]
+        mine = units[first // block : -(-(first + len(some)) // block)]
+        total[first : first + len(some)] += some * np.repeat(mine, block)[: len(some)]
+    return int(codes.min(initial=0))
+
+
+def add_nibbles(total: Ints, packed: npt.NDArray[np.uint8], units: Ints, block: int) -> int:
+    """As `add_bytes` for codes that are stored as code + 8, two a byte, the earlier in the high half."""
+    codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[: len(total)].astype(np.int8) - np.int8(8)
+    return add_bytes(total, codes, units, block)
+
+
+def add_levels(
+    total: Ints,
+    packed: npt.NDArray[np.uint8],
+    scales: Vector,
+    block: int,
+    levels: Vector,
+    scale: np.float32,
+    weight: int,
+) -> None:
+    """total += weight · round((levels[code] · scales[block]) · scale), in place, of codes of four bits, the earlier in the high
+    half; `levels` float32 [16]."""
+    each = max(2, SLAB // block) * block // 2 * 2
+    for first in range(0, len(total), each):
+        mine, some = total[first : first + each], packed[first // 2 : (first + each) // 2]
+        codes = np.stack([some >> 4, some & 15], axis=1).reshape(-1)[: len(mine)]
+        blocks = np.arange(first, first + len(mine)) // block
+        mine += np.rint(levels[codes] * scales[blocks] * scale).astype(np.int32) * np.int64(weight)
 
 
 def _slabs(starts: Ints, lengths: Ints) -> Iterator[tuple[slice, slice]]:

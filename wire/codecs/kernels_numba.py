@@ -22,6 +22,9 @@ from wire.codecs.kernels import (
     Words,
 )
 
+FOUR, LOW_HALF = np.uint8(4), np.uint8(15)
+PIECE = 1 << 12
+"""Codes unpacked at a time, so that they stay in the nearest cache."""
 HIGHEST = np.float32(LARGEST_LEVEL * UNITS)
 LAST_BIN = np.float32(BINS - 1)
 U12, U16, U20, U24 = np.uint32(12), np.uint32(16), np.uint32(32 - PRECISION), np.uint32(24)
@@ -166,12 +169,69 @@ def _add(total: Any, values: Any, scale: Any, weight: Any) -> None:
             total[i, j] += np.int64(np.int32(np.rint(values[i, j] * scale))) * weight
 
 
+def _add_bytes(total: Any, codes: Any, units: Any, block: Any) -> Any:
+    least: Any = np.int8(0)
+    for first in range(0, codes.size, block):
+        unit, mine, some = units[first // block], total[first : first + block], codes[first : first + block]
+        for i in range(some.size):
+            mine[i] += np.int64(some[i]) * unit
+        for i in range(some.size):
+            least = min(least, some[i])
+    return least
+
+
+def _unpack(packed: Any, codes: Any) -> Any:
+    """Two codes a byte, the earlier in the high half. The smallest."""
+    least: Any = LOW_HALF
+    for i in range(packed.size):
+        high, low = np.uint8(packed[i] >> FOUR), np.uint8(packed[i] & LOW_HALF)
+        codes[2 * i], codes[2 * i + 1] = high, low
+        least = min(least, min(high, low))
+    return least
+
+
+def _add_nibbles(total: Any, packed: Any, units: Any, block: Any) -> Any:
+    """A piece at a time, in loops that are short enough to be vectorized: codes first, then products block by block."""
+    codes, least = np.empty(PIECE, np.uint8), LOW_HALF
+    for first in range(0, total.size, PIECE):
+        least, end = (
+            min(least, unpack(packed[first // 2 : (first + PIECE) // 2], codes)),
+            min(first + PIECE, total.size),
+        )
+        for number in range(first // block, (end - 1) // block + 1):
+            start = max(first, number * block)
+            mine, unit = total[start : min(end, (number + 1) * block)], units[number]
+            part = codes[start - first : start - first + mine.size]
+            for i in range(mine.size):
+                mine[i] += (np.int64(part[i]) - 8) * unit
+    return np.int64(least) - 8
+
+
+def _add_levels(total: Any, packed: Any, scales: Any, block: Any, levels: Any, scale: Any, weight: Any) -> None:
+    codes, units = np.empty(PIECE, np.uint8), np.empty(16, np.int64)
+    for first in range(0, total.size, PIECE):
+        end = min(first + PIECE, total.size)
+        unpack(packed[first // 2 : (first + PIECE) // 2], codes)
+        for number in range(first // block, (end - 1) // block + 1):
+            start = max(first, number * block)
+            mine = total[start : min(end, (number + 1) * block)]
+            part = codes[start - first : start - first + mine.size]
+            for code in range(16):
+                units[code] = np.int64(np.int32(np.rint(levels[code] * scales[number] * scale))) * weight
+            for i in range(mine.size):
+                mine[i] += units[part[i]]
+
+
 _compiled = numba.njit(cache=True, nogil=True)
 sums = _compiled(_sums)
 histogram = _compiled(_histogram)
 decode = _compiled(_decode)
 reflect = _compiled(_reflect)
 add = _compiled(_add)
+unpack = _compiled(_unpack)
+add_bytes = _compiled(_add_bytes)
+add_nibbles = _compiled(_add_nibbles)
+add_levels = _compiled(_add_levels)
 _quantized = _compiled(_quantize)
 _encoded = _compiled(_encode)
 

@@ -8,9 +8,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from quantize.formats import NF4
-from wire.codecs import Fields, FieldShape, Shape, State, bits, expect
+from wire.codecs import Fields, FieldShape, Shape, State, bits, expect, kernels
 from wire.codecs.blockwise import blocks
 from wire.codecs.floats import half
+from wire.codecs.kernels import Ints
+from wire.errors import PayloadError, Reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +49,13 @@ class NormalFloat:
         size = like["values"].length
         scales = np.repeat(y["scales"].astype(np.float32), self.block)[:size]
         return {"values": NF4[bits.unpacked(y["codes"], 4, size)].astype(np.float32) * scales}
+
+    def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> None:
+        """total += weight · round(value · 2^fraction_bits). Raises PayloadError."""
+        scales, unit = y["scales"].astype(np.float32), np.float32(2.0**fraction_bits)
+        if not np.isfinite(scales).all():
+            raise PayloadError(Reason.NOT_FINITE, "a block has a scale that is not a finite number")
+        if len(total) % 2 and y["codes"][-1] & 15:
+            raise PayloadError(Reason.BAD_PAYLOAD, "the padding after the last number is not zero")
+        levels = NF4.astype(np.float32)
+        kernels.fastest(len(total)).add_levels(total, y["codes"], scales, self.block, levels, unit, weight)

@@ -7,6 +7,7 @@ from typing import Any
 
 from wire import spec
 from wire.codecs import STAGES, Stage, State
+from wire.codecs.kernels import Ints
 from wire.delta import Vector
 from wire.spec import Plain
 
@@ -55,6 +56,28 @@ def parts(stages: Sequence[Stage], y: Any, like: Any) -> Iterator[Vector] | None
             y = stage.decode(y, shape)
     made: Iterator[Vector] = found
     return made
+
+
+def add(stages: Sequence[Stage], y: Any, like: Any, total: Ints, fraction_bits: int, weight: int) -> bool:
+    """total += weight · round(entry · 2^fraction_bits) of what `decode` gives, with no vector in between. False, and nothing
+    added, where there is no such loop. Raises PayloadError, as late as at the end."""
+    if not _adds(stages):
+        return False
+    for stage, shape in reversed(list(zip(stages, shapes(stages, like), strict=False))):
+        if stage.kind == "fields":
+            row: Any = stage  # `add` is no part of the protocol
+            row.add(y, shape, total, fraction_bits, weight)
+        else:
+            y = stage.decode(y, shape)
+    return True
+
+
+def _adds(stages: Sequence[Stage]) -> bool:
+    fields = [stage for stage in stages if stage.kind == "fields"]
+    if len(fields) != 1 or not hasattr(fields[0], "add"):
+        return False
+    inner = getattr(fields[0], "stages", None)
+    return inner is None or _adds(inner)
 
 
 def _in_parts(stages: Sequence[Stage]) -> bool:
