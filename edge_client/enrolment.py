@@ -41,7 +41,7 @@ def enrolled(
     try:
         shown = ssl.get_server_certificate((host, port), timeout=FIRST_CONTACT_S).encode()
     except (OSError, ValueError) as error:
-        raise Unreachable(nobody(invitation.address, error, plain=False)) from error
+        raise Unreachable(nobody(invitation.address, error)) from error
     message = pb.EnrollRequest(token=invitation.token, device=device)
     authority = str(_ask(invitation.address, shown, "Authority", pb.AuthorityRequest()).certificate_pem)
     trust(authority)
@@ -60,5 +60,5 @@ def _ask(address: str, believed: bytes, method: str, message: Any) -> Any:
             except grpc.RpcError as error:
                 ours = as_ours(error)
                 if not isinstance(ours, Refused):
-                    raise Unreachable(nobody(address, ours, plain=False)) from error
+                    raise Unreachable(nobody(address, ours)) from error
                 patience.pause(ours, ASK_AGAIN)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from wire.errors import IdentityError, MissingExtra, UserError
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
 FIRST_OWNER = "home"
+LARGEST_QUOTA = 1_000_000
 ALARMS = {
     "second_use": "somebody else brought its invitation, too; it is frozen",
     "two_addresses": "its certificate called from two addresses at once",
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     invite = _action(commands, "invite", "print a one-time invitation for a device")
     invite.add_argument("--owner", default=FIRST_OWNER, metavar="NAME", help="whose device; default: %(default)s")
     invite.add_argument(
-        "--quota", type=int, metavar="N", help="how many devices this owner may have from now on (at first 16)"
+        "--quota", type=_quota, metavar="N", help="how many devices this owner may have from now on (at first 16)"
     )
     invite.add_argument(
         "--hours", type=float, default=24.0, metavar="H", help="until it expires, at most 24; default: %(default)g"
@@ -48,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     enroll.add_argument("--name", required=True, metavar="NAME", help="the name that the invitation is for")
     administrators = _action(commands, "administrators", "list the administrators beside the first, or revoke one")
     administrators.add_argument("--revoke", metavar="NAME", help="end an administrator's calls")
+
+
+def _quota(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= LARGEST_QUOTA:
+        raise argparse.ArgumentTypeError(f"{text!r}: a quota is 1 to {LARGEST_QUOTA:,}")
+    return int(text)
 
 
 def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:

@@ -115,13 +115,26 @@ def write_key(folder: Path, pem: str) -> None:
 
 
 def read_key(folder: Path) -> str | None:
-    """None where there is none. Raises IdentityError where this user may not read it."""
+    """None where there is none. Raises IdentityError where this user may not read it, or others may."""
     try:
-        return (folder / "key.pem").read_text(encoding="ascii")
+        return read_private(folder / "key.pem")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise IdentityError(f"{folder}: the key kept here cannot be read: {error}") from error
+
+
+def read_private(path: Path) -> str:
+    """The text of a key that its owner alone can read; who was given it by another owner, as a mounted secret, may share it
+    with that owner's group. Raises IdentityError where others can read it, OSError, ValueError."""
+    status = path.stat()
+    others = 0 if os.name == "nt" else 0o077 if status.st_uid == os.geteuid() else 0o007
+    if status.st_mode & others:
+        raise IdentityError(
+            f"{path}: others can read this key (mode {status.st_mode & 0o777:04o}): chmod 600 {path}, and make a new one if"
+            " somebody may have read it"
+        )
+    return path.read_text(encoding="ascii")
 
 
 def write_private(path: Path, data: bytes) -> None:

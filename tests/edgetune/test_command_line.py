@@ -81,6 +81,8 @@ def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
         (["demo", "--model", "no-such-model"], "no-such-model"),
         (["coordinator", "serve", "--listen", "127.0.0.1:99999"], "argument --listen: '127.0.0.1:99999': a port is"),
         (["coordinator", "serve", "--metrics", "65500"], "argument --metrics: '65500': a port for numbers is"),
+        (["coordinator", "invite", "--quota", "-1"], "argument --quota: '-1': a quota is 1 to 1,000,000"),
+        (["coordinator", "invite", "--quota", "9" * 30], "a quota is 1 to 1,000,000"),
         (["run", "list", "--coordinator", "http://foo"], "argument --coordinator: 'http://foo': expected HOST:PORT"),
         (["client", "enroll", INVITATION, "--name", "", "--state", "/nowhere"], "argument --name: ''"),
     ],
