@@ -34,9 +34,9 @@ SLOTS, LOW_WORD, BOTTOM, ONE = np.uint32(TOTAL - 1), np.uint32(0xFFFF), np.uint3
 def _sums(values: Any, factor: Any, starts: Any, lengths: Any) -> Any:
     total = np.empty(starts.size, np.int64)
     for row in range(starts.size):
-        found = np.int64(0)
-        for i in range(starts[row], starts[row] + lengths[row]):
-            found += np.int64(np.int32(abs(values[i]) * factor))
+        found, x = np.int64(0), values[starts[row] : starts[row] + lengths[row]]
+        for i in range(x.size):
+            found += np.int64(np.int32(abs(x[i]) * factor))
         total[row] = found
     return total
 
@@ -45,8 +45,9 @@ def _histogram(values: Any, starts: Any, lengths: Any, classes: Any, factors: An
     counts = np.zeros((factors.size, BINS), np.int64)
     for row in range(starts.size):
         mine, factor = counts[classes[row]], factors[classes[row]]
-        for i in range(starts[row], starts[row] + lengths[row], every):
-            mine[np.int32(min(abs(values[i]) * factor, LAST_BIN))] += 1
+        x = values[starts[row] : starts[row] + lengths[row]]
+        for i in range(0, x.size, every):
+            mine[np.int32(min(abs(x[i]) * factor, LAST_BIN))] += 1
     return counts
 
 
