@@ -124,6 +124,7 @@ def _encode(
 def _decode(
     words: Any, at: Any, states: Any, lookup: Any, values: Any, starts: Any, lengths: Any, tables: Any, out: Any
 ) -> Any:
+    """Every symbol reads the next word, whether it takes it or not: a branch that cannot be foreseen costs more."""
     lanes, padding = states.size, 0
     for row in range(lengths.size):
         padding = max(padding, lengths[row])
@@ -132,16 +133,16 @@ def _decode(
             continue
         table, value, start = lookup[tables[row]], values[tables[row]], starts[row]
         for first in range(0, lengths[row], lanes):
-            for lane in range(min(lanes, lengths[row] - first)):
+            mine = out[start + first : start + min(first + lanes, lengths[row])]
+            for lane in range(mine.size):
                 state = states[lane]
                 found = table[state & SLOTS]
                 moved = np.uint32((((found >> U12) & SLOTS) + ONE) * (state >> U12) + (found & SLOTS))
-                if moved < BOTTOM:
-                    moved = np.uint32((moved << U16) | np.uint32(words[at]))
-                    at += 1
-                states[lane] = moved
-                out[start + first + lane] = value[found >> U24]
-        if at > words.size - padding:
+                word, low = np.uint32(words[at]), moved < BOTTOM
+                states[lane] = np.uint32((moved << U16) | word) if low else moved
+                at += np.int64(low)
+                mine[lane] = value[found >> U24]
+        if at >= words.size - padding:
             return -1
     return at
 

@@ -98,16 +98,14 @@ class RankRotate:
             at = ends[many]
             yield part
 
-    def _lengths(self, tensor: Tensor) -> list[int]:
-        """How many entries of each normal are sent; none for what has no rank axis to turn."""
-        rank = rank_rows.grid(tensor)[0]
-        return [rank - 1 - number for number in range(self._many(rank))]
-
     def _many(self, rank: int) -> int:
+        """Reflectors of a tensor; none where there is no rank axis to turn."""
         return self.reflectors if rank > self.reflectors else 0
 
     def _entries(self, values: FieldShape) -> int:
-        return sum(sum(self._lengths(tensor)) for tensor in values.tensors)
+        """How many entries of normals are sent: of each all but the first."""
+        many = [(rank, self._many(rank)) for rank, _ in rank_rows.grids(values.tensors)]
+        return sum(number * rank - number * (number + 1) // 2 for rank, number in many)
 
     def _found(self, values: Vector, tensors: tuple[Tensor, ...]) -> list[list[Normal]]:
         """The normals of each tensor, first to last."""
