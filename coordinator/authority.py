@@ -12,17 +12,18 @@ never changes. A device that enrols believes the very certificate that it has se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from wire import certificates
+from wire import addresses, certificates
 from wire.errors import IdentityError, MachineError, UserError
-from wire.identity import DAY_S, Card, Role, write_card, write_key, write_private
+from wire.identity import DAY_S, Card, Role, read_private, write_card, write_key, write_private
 
 AUTHORITY_S = 3650 * DAY_S
 SERVER_S = 90 * DAY_S
@@ -30,15 +31,17 @@ ADMIN = "admin"
 
 
 class Authority:
-    """An opened folder. Raises IdentityError where a file of it is missing or damaged."""
+    """An opened folder. Raises IdentityError, with its name, for a file that is missing, damaged, of another authority, or
+    a key that others can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.certificate = self._text("ca.pem")
-        self._key, self._release_key = self._text("ca.key"), self._text("release.key")
-        self.release_key = certificates.release_public(self._release_key)
+        self._key, self._release_key = self._text("ca.key", read_private), self._text("release.key", read_private)
         self.hosts = tuple(self._text("hosts").split())
-        self.enrolment = (self._text("enrolment.key"), self._text("enrolment.pem"))
+        self.enrolment = (self._text("enrolment.key", read_private), self._text("enrolment.pem"))
+        self._check()
+        self.release_key = certificates.release_public(self._release_key)
         self._server, self._renew_server_at = self._new_server()
 
     @classmethod
@@ -66,9 +69,33 @@ class Authority:
         certificate = certificates.for_server(self.hosts, key, self._key, SERVER_S)
         return (key, certificate), sum(certificates.window(certificate)) / 2
 
-    def _text(self, name: str) -> str:
+    def _check(self) -> None:
+        """Whether the files are what their names say, and belong together."""
+        with self._named("ca.pem"):
+            certificates.window(self.certificate)
+        with self._named("ca.key"):
+            certificates.check_pair(self._key, self.certificate)
+        with self._named("release.key"):
+            certificates.release_public(self._release_key)
+        with self._named("enrolment.pem"):
+            if not certificates.is_issued_by(self.enrolment[1], self.certificate):
+                raise IdentityError("not a certificate of the authority in ca.pem")
+        with self._named("enrolment.key"):
+            certificates.check_pair(*self.enrolment)
+        with self._named("hosts"):
+            if not [addresses.host(host) for host in self.hosts]:
+                raise IdentityError("names no host; what devices reach this coordinator by stands here, one a line")
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
         try:
-            return (self.folder / name).read_text(encoding="utf-8")
+            yield
+        except UserError as error:
+            raise IdentityError(f"{self.folder / name}: {error}") from error
+
+    def _text(self, name: str, read: Callable[[Path], str] = Path.read_text) -> str:
+        try:
+            return read(self.folder / name)
         except (OSError, ValueError) as error:
             raise IdentityError(f"{self.folder / name}: cannot be read: {error}") from error
 
@@ -88,6 +115,8 @@ def create(folder: Path, hosts: Sequence[str]) -> Authority:
         os.replace(aside, folder)  # all or nothing: fails where another `init` was quicker
     except OSError as error:
         raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return Authority(folder)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
+from wire import addresses
 from wire.errors import MissingExtra, UserError
 from wire.identity import MAX_LIFETIME_S, is_loopback
 
@@ -43,6 +44,8 @@ where it is, or s3://bucket/prefix?endpoint=https://…&region=…&allow_http=tr
 OTEL_EXPORTER_OTLP_ENDPOINT says where spans of calls and transactions are sent (OTLP over HTTP; the extra `telemetry`)
 """
 DEFAULT_LISTEN = "127.0.0.1:7443"
+LAST_METRICS_PORT = addresses.LAST_PORT - 64
+"""Each further replica shows its numbers one port higher."""
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -86,8 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     serve = _action(commands, "serve", "serve runs until stopped", "one JSON object a line on standard output")
     serve.add_argument(
-        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help="default: %(default)s; port 0 picks one"
-    )
+        "--listen", type=addresses.listened_at, default=DEFAULT_LISTEN, metavar="HOST:PORT",
+        help="default: %(default)s; port 0 picks one",
+    )  # fmt: skip
     serve.add_argument(
         "--replicas", type=_count, metavar="N", help="processes that share the port; one that dies is replaced"
     )
@@ -96,10 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
         help="what `init` made, the same for every replica (default: STORE/identity, if it is there)",
     )  # fmt: skip
     serve.add_argument(
-        "--enroll",
-        metavar="HOST:PORT",
+        "--enroll", type=addresses.listened_at, metavar="HOST:PORT",
         help="where devices get their certificates (default: the port after --listen's)",
-    )
+    )  # fmt: skip
     serve.add_argument(
         "--certificates", type=_certificate_life_s, default=MAX_LIFETIME_S, metavar="TIME",
         help="how long a device's certificate lives before it is renewed, at most 7d, its default",
@@ -129,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
     )
     init.add_argument("--dir", type=Path, metavar="DIR", help=f"default: {default_identity()}")
     init.add_argument(
-        "--host", action="append", default=[], metavar="NAME",
+        "--host", type=addresses.named, action="append", default=[], metavar="NAME",
         help="a name or address that devices reach this coordinator by; repeat, the first goes into invitations"
         " (default: this machine's name)",
     )  # fmt: skip
@@ -156,10 +159,10 @@ def _metrics_address(text: str) -> str:
     >>> _metrics_address("9464"), _metrics_address("0.0.0.0:9464")
     ('127.0.0.1:9464', '0.0.0.0:9464')
     """
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or not 1 <= int(port) <= 65_471:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HOST:PORT or PORT, as in 9464")
-    return f"{host or '127.0.0.1'}:{port}"
+    address = addresses.listened_at(f"127.0.0.1:{text}" if text.isdigit() else text)
+    if not 1 <= addresses.parse(address)[1] <= LAST_METRICS_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r}: a port for numbers is 1 to {LAST_METRICS_PORT}")
+    return address
 
 
 def _seconds(text: str) -> float:
@@ -188,7 +191,7 @@ def _init(args: argparse.Namespace) -> int:
     from coordinator import authority
 
     folder = args.dir or default_identity()
-    hosts = list(dict.fromkeys([*(args.host or [socket.gethostname()]), "localhost", "127.0.0.1", "::1"]))
+    hosts = list(dict.fromkeys([*(args.host or [_own_name()]), "localhost", "127.0.0.1", "::1"]))
     authority.create(folder, hosts)
     admin = folder / "admin"
     if args.json:
@@ -198,6 +201,13 @@ def _init(args: argparse.Namespace) -> int:
     print(f"the coordinator answers as {', '.join(hosts)}")
     print(f"administrator's identity in {admin}: copy it to where `edgetune run` is typed, name it by --identity")
     return 0
+
+
+def _own_name() -> str:
+    try:
+        return addresses.host(socket.gethostname())
+    except UserError as error:
+        raise UserError(f"{error}: so this machine is called; say --host NAME") from error
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from coordinator.identities import Identities
 from coordinator.rates import Rate, Tries
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import addresses
 from wire.errors import Reason, Refused
 
 EACH, TOGETHER = Rate(60.0, 1.0), Rate(300.0, 20.0)
@@ -49,5 +50,5 @@ class Enrolment(pb_grpc.EnrolmentServicer):
 
 
 def _enrolled(who: Identities, certificate: str) -> pb.EnrollReply:
-    port = int(who.doors.devices.rpartition(":")[2])
+    _, port = addresses.parse(who.doors.devices)
     return pb.EnrollReply(certificate_pem=certificate, release_key=who.authority.release_key, port=port)

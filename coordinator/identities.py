@@ -18,7 +18,7 @@ from coordinator.stores import Ledger, administrators, devices, updates
 from coordinator.stores.administrators import Administrator
 from coordinator.stores.connection import Connection
 from coordinator.stores.devices import Alarm, Device, SecondUse
-from wire import certificates
+from wire import addresses, certificates
 from wire.certificates import Certificate
 from wire.errors import PayloadError, Reason, Refused
 from wire.identity import (
@@ -111,8 +111,7 @@ class Identities:
         bound = self.doors.enrolment
         if is_loopback(bound):
             return bound
-        host, port = self.authority.hosts[0], bound.rpartition(":")[2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return addresses.joined(self.authority.hosts[0], addresses.parse(bound)[1])
 
     async def enroll(self, token: bytes, name: str, request: str) -> str:
         """A certificate for a token and a signing request, PEM."""

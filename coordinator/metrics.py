@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from coordinator.meter import BOUNDS_S, Meter, Times
 from coordinator.stores import Ledger
+from wire import addresses
 from wire.errors import EdgetuneError, MachineError
 
 ANSWER_S = 5.0
@@ -29,11 +30,11 @@ def shown(meter: Meter, ledger: Ledger, address: str) -> Iterator[None]:
 
     Raises MachineError if the address is taken or not this machine's.
     """
-    host, _, port = address.rpartition(":")
+    host, port = addresses.parse(address)
     registry = CollectorRegistry()
     registry.register(_Numbers(meter, ledger, asyncio.get_running_loop()))
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+        server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise MachineError(
             f"cannot show metrics on {address}: the port is in use or the address is not this machine's"

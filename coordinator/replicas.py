@@ -26,6 +26,7 @@ from coordinator.authority import Authority
 from coordinator.identities import Doors
 from coordinator.serve import DRAIN_S, Serving, serve
 from coordinator.stores import Place
+from wire import addresses
 from wire.errors import EdgetuneError, MachineError
 
 Tell = Callable[[str, dict[str, object]], None]
@@ -63,18 +64,16 @@ def _kept(listen: str, ports: ExitStack) -> str:
     if not listen:
         return ""
     port = ports.enter_context(closing(_reserved(listen))).getsockname()[1]
-    return f"{listen.rpartition(':')[0]}:{port}"
+    return addresses.joined(addresses.parse(listen)[0], port)
 
 
 def _reserved(listen: str) -> socket.socket:
     """A socket that holds the port for replicas to share. It never listens, so no caller is ever given to it."""
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit():
-        raise MachineError(f"--listen {listen}: expected HOST:PORT")
+    host, port = addresses.parse(listen)
     if not hasattr(socket, "SO_REUSEPORT"):
         raise MachineError("--replicas: processes of this system cannot share a port; start them on ports of their own")
     try:
-        family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as alone:  # fails if anybody is there, replicas of another coordinator included
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(where)
@@ -184,13 +183,13 @@ class Replicas:
 
 
 def higher(address: str, ports: int) -> str:
-    """The address that many ports higher; port 0, any that is free, stays so.
+    """The address that many ports higher; port 0, any that is free, stays so. Raises UserError above the last.
 
     >>> higher("127.0.0.1:9464", 2), higher("[::1]:0", 1)
     ('127.0.0.1:9466', '[::1]:0')
     """
-    host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + ports if port.isdigit() and int(port) else 0}"
+    host, port = addresses.parse(address)
+    return addresses.joined(*addresses.parse(addresses.joined(host, port + ports if port else 0)))
 
 
 def _serve_one(place: Place, how: Serving, told: Connection) -> None:

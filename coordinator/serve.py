@@ -32,6 +32,7 @@ from coordinator.stores import Store
 from coordinator.threads import on
 from coordinator.uploads import forget_expired_now_and_then
 from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import addresses
 from wire.errors import MachineError
 from wire.messages import MAX_MESSAGE_BYTES
 
@@ -177,16 +178,14 @@ def _credentials(authority: Authority, for_anyone: bool) -> grpc.ServerCredentia
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
-    host, separator, port = listen.rpartition(":")
-    if not separator or not port.isdigit():
-        raise MachineError(f"{listen}: expected HOST:PORT")
+    host, _ = addresses.parse(listen)  # gRPC takes port 99999 for another one, and listens there
     try:
         bound = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise MachineError(
             f"cannot listen on {listen}: the port is in use or the address is not this machine's"
         ) from error
-    return f"{host}:{bound}"
+    return addresses.joined(host, bound)
 
 
 def _signalled() -> asyncio.Event:

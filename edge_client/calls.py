@@ -170,9 +170,14 @@ def _is_full(error: RemoteError) -> bool:
     return isinstance(error, Refused) and error.reason is Reason.DISK_FULL
 
 
-def nobody(address: str, last: object, plain: bool) -> str:
-    hint = " Or it has identities, and this call was made without one." if plain else ""
-    return f"no coordinator answers at {address}: is it running, is the address right?{hint} ({last})"
+def nobody(address: str, last: object, plain: bool | None = None) -> str:
+    """That nobody answers, and what may be the matter with a call that was `plain`, or was made with an identity."""
+    hints = {
+        True: " Or it has identities, and this call was made without one.",
+        False: " Or it has no identities, and this call was made with one; --insecure goes without.",
+        None: "",
+    }
+    return f"no coordinator answers at {address}: is it running, is the address right?{hints[plain]} ({last})"
 
 
 def channel_to(address: str, identity: Identity | None) -> grpc.Channel:

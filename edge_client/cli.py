@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wire import addresses
 from wire.errors import UserError
 from wire.run_spec import NAME
 
@@ -59,15 +60,18 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 def _coordinator_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help=f"default: the one enrolled with, else {DEFAULT_COORDINATOR}"
-    )
+        "--coordinator", type=addresses.called_at, metavar="HOST[:PORT]",
+        help=f"default: the one enrolled with, else {DEFAULT_COORDINATOR}",
+    )  # fmt: skip
     parser.add_argument(
         "--insecure", action="store_true", help="call without TLS and identity, even beyond this machine"
     )
 
 
 def _state_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", metavar="NAME", help="this device's name (default: made up once and kept)")
+    parser.add_argument(
+        "--name", type=device_name, metavar="NAME", help="this device's name (default: made up once and kept)"
+    )
     parser.add_argument("--state", type=Path, metavar="DIR", help="where this device keeps its state")
 
 
@@ -113,7 +117,9 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec", type=Path, metavar="SPEC.toml", help="judge for this run (default: rank 8 on all layers)"
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="measure the way to it, too")
+    parser.add_argument(
+        "--coordinator", type=addresses.called_at, metavar="HOST[:PORT]", help="measure the way to it, too"
+    )
     parser.add_argument("--state", type=Path, metavar="DIR", help="whose identity to call it with")
     parser.add_argument("--insecure", action="store_true", help="call it without TLS and identity")
     parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")
@@ -133,6 +139,13 @@ def memory(text: str) -> int:
     if size <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no memory at all; leave it out for no limit")
     return size
+
+
+def device_name(text: str) -> str:
+    """A name that a device may have."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
+    return text
 
 
 def positive(text: str) -> int:
@@ -158,8 +171,6 @@ def state_folder(name: str | None) -> Path:
     """Where a device of this name keeps its state; one unnamed device a user."""
     import platformdirs
 
-    if name is not None and not NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 

@@ -12,8 +12,9 @@ import grpc
 from edge_client.calls import ASK_AGAIN, CALL_S, FIRST_CONTACT_S, OPTIONS, Patience, as_ours, nobody
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
+from wire import addresses
 from wire.errors import Refused, Unreachable
-from wire.identity import Invitation, host_of
+from wire.identity import Invitation
 
 PATIENCE_S = 60.0
 """How long a coordinator that many enrol with at once is asked again."""
@@ -36,11 +37,11 @@ def enrolled(
     The token is sent only over TLS that this CA vouches for. To learn the CA a first channel believes whoever answers; what
     it says counts for nothing until `trust` has compared it with the invitation. `request` makes the signing request.
     """
-    host, port = host_of(invitation.address), int(invitation.address.rpartition(":")[2])
+    host, port = addresses.parse(invitation.address)
     try:
         shown = ssl.get_server_certificate((host, port), timeout=FIRST_CONTACT_S).encode()
     except (OSError, ValueError) as error:
-        raise Unreachable(nobody(invitation.address, error, plain=False)) from error
+        raise Unreachable(nobody(invitation.address, error)) from error
     message = pb.EnrollRequest(token=invitation.token, device=device)
     authority = str(_ask(invitation.address, shown, "Authority", pb.AuthorityRequest()).certificate_pem)
     trust(authority)
@@ -59,5 +60,5 @@ def _ask(address: str, believed: bytes, method: str, message: Any) -> Any:
             except grpc.RpcError as error:
                 ours = as_ours(error)
                 if not isinstance(ours, Refused):
-                    raise Unreachable(nobody(address, ours, plain=False)) from error
+                    raise Unreachable(nobody(address, ours)) from error
                 patience.pause(ours, ASK_AGAIN)

@@ -7,10 +7,10 @@ import hmac
 import time
 from pathlib import Path
 
-from wire import certificates
+from wire import addresses, certificates
 from wire.certificates import Certificate
 from wire.errors import IdentityError, PayloadError, Reason
-from wire.identity import Card, Invitation, host_of, read_card, read_key, write_card, write_key
+from wire.identity import Card, Invitation, read_card, read_key, write_card, write_key
 from wire.messages import ReleaseManifest
 
 
@@ -88,8 +88,7 @@ def enroll(invitation: Invitation, folder: Path, name: str) -> Identity:
     key = read_key(folder)
     assert key is not None, "the request was made with it"
     _certified(answer.certificate, authority, key, name)
-    host = host_of(invitation.address)
-    address = f"[{host}]:{answer.port}" if ":" in host else f"{host}:{answer.port}"
+    address = addresses.joined(addresses.parse(invitation.address)[0], answer.port)
     card = Card(address, authority, answer.certificate, answer.release_key)
     write_card(folder, card)
     return Identity(folder, card, key)

@@ -6,15 +6,18 @@ import argparse
 import dataclasses
 import datetime
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from coordinator import cli
+from wire import addresses
 from wire.errors import IdentityError, MissingExtra, UserError
 
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
 FIRST_OWNER = "home"
+LARGEST_QUOTA = 1_000_000
 ALARMS = {
     "second_use": "somebody else brought its invitation, too; it is frozen",
     "two_addresses": "its certificate called from two addresses at once",
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     invite = _action(commands, "invite", "print a one-time invitation for a device")
     invite.add_argument("--owner", default=FIRST_OWNER, metavar="NAME", help="whose device; default: %(default)s")
     invite.add_argument(
-        "--quota", type=int, metavar="N", help="how many devices this owner may have from now on (at first 16)"
+        "--quota", type=_quota, metavar="N", help="how many devices this owner may have from now on (at first 16)"
     )
     invite.add_argument(
         "--hours", type=float, default=24.0, metavar="H", help="until it expires, at most 24; default: %(default)g"
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     administrators.add_argument("--revoke", metavar="NAME", help="end an administrator's calls")
 
 
+def _quota(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= LARGEST_QUOTA:
+        raise argparse.ArgumentTypeError(f"{text!r}: a quota is 1 to {LARGEST_QUOTA:,}")
+    return int(text)
+
+
 def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -64,7 +73,10 @@ def _action(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 def administrator_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the coordinator is, and who asks."""
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument(
+        "--coordinator", type=addresses.called_at, default=DEFAULT_COORDINATOR, metavar="HOST[:PORT]",
+        help="default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--identity", type=Path, metavar="DIR",
         help=f"an administrator's identity (default: {cli.default_identity()}, if it is there)",

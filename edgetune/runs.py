@@ -25,7 +25,7 @@ from edgetune import devices, standing
 from wire import prng, run_spec, spec
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
-from wire.messages import Control, RunStatus
+from wire.messages import Control, ReleaseStatus, RunStatus
 from wire.prng import Combine
 from wire.run_spec import RunSpec
 
@@ -143,7 +143,8 @@ def _create(args: argparse.Namespace) -> int:
     wanted = run_spec.read_toml(args.spec)
     with devices.connection(args) as connection:
         connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
-        status = create(connection, wanted, args.base)
+        with run_spec.of_file(args.spec):
+            status = create(connection, wanted, args.base)
     if args.json:
         shown = {"run": status.name, "digest": status.spec_digest, "parameters": status.parameters}
         print(json.dumps({**shown, "base": status.base_digest, "rounds": status.rounds}))
@@ -195,10 +196,12 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _as_json(statuses: Iterable[RunStatus]) -> RunStatus | None:
-    """A line a status; the last."""
-    last = None
+    """A line a status, with the releases that are new or have changed since the line before; the last."""
+    last, shown = None, frozenset[ReleaseStatus]()
     for last in statuses:
-        print(json.dumps(spec.plain(last)), flush=True)
+        fresh = tuple(release for release in last.releases if release not in shown)
+        print(json.dumps(spec.plain(dataclasses.replace(last, releases=fresh))), flush=True)
+        shown = frozenset(last.releases)
     return last
 
 

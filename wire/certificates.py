@@ -125,6 +125,12 @@ def public_of(key: str) -> ec.EllipticCurvePublicKey:
     return _load(key).public_key()
 
 
+def check_pair(key: str, pem: str) -> None:
+    """Raises IdentityError unless `key` is that of the certificate `pem`."""
+    if key_digest(public_of(key)) != key_digest(public_key(pem)):
+        raise IdentityError("the key is not that of the certificate beside it")
+
+
 def authority(key: str, lifetime_s: float) -> str:
     """The self-signed certificate of a new certificate authority."""
     builder = _builder("edgetune authority", "edgetune authority", _load(key).public_key(), lifetime_s)
@@ -248,7 +254,10 @@ def release_public(key: str) -> str:
 
 
 def _release_key(key: str) -> ed25519.Ed25519PrivateKey:
-    loaded = serialization.load_pem_private_key(key.encode(), None)
+    try:
+        loaded = serialization.load_pem_private_key(key.encode(), None)
+    except (ValueError, TypeError) as error:
+        raise IdentityError(f"a private key is damaged: {error}") from error
     if not isinstance(loaded, ed25519.Ed25519PrivateKey):
         raise IdentityError("the release key is not an Ed25519 key")
     return loaded

@@ -18,8 +18,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, as far as they are missing, with durable names. Raises OSError."""
+    """Make a folder and those above it, as far as they are missing, with durable names, for their owner's eyes alone.
+    Raises OSError."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # what is there and is no folder is said
     for path in missing:
         sync_folder(path.parent)

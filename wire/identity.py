@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from wire import spec
+from wire import addresses, spec
 from wire.errors import IdentityError, MachineError, UserError
 
 Role = Literal["device", "admin"]
@@ -26,7 +26,7 @@ MAX_LIFETIME_S = 7 * DAY_S
 """The longest life of a device's certificate."""
 MAX_INVITATION_S = DAY_S
 TOKEN_BYTES = 16
-_INVITATION = re.compile(r"edgetune://([^/\s]+:\d{1,5})/([A-Za-z0-9_-]{43})/([A-Za-z0-9_-]{22})")
+_INVITATION = re.compile(r"edgetune://([^/\s]+:[0-9]{1,5})/([A-Za-z0-9_-]{43})/([A-Za-z0-9_-]{22})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Invitation:
             raise UserError(
                 "this is no invitation: paste the whole `edgetune://…` that `edgetune coordinator invite` prints"
             )
-        return cls(found[1], _bytes(found[2]), _bytes(found[3]))
+        return cls(addresses.joined(*addresses.parse(found[1])), _bytes(found[2]), _bytes(found[3]))
 
 
 def _base64(data: bytes) -> str:
@@ -115,13 +115,26 @@ def write_key(folder: Path, pem: str) -> None:
 
 
 def read_key(folder: Path) -> str | None:
-    """None where there is none. Raises IdentityError where this user may not read it."""
+    """None where there is none. Raises IdentityError where this user may not read it, or others may."""
     try:
-        return (folder / "key.pem").read_text(encoding="ascii")
+        return read_private(folder / "key.pem")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise IdentityError(f"{folder}: the key kept here cannot be read: {error}") from error
+
+
+def read_private(path: Path) -> str:
+    """The text of a key that its owner alone can read; who was given it by another owner, as a mounted secret, may share it
+    with that owner's group. Raises IdentityError where others can read it, OSError, ValueError."""
+    status = path.stat()
+    others = 0 if os.name == "nt" else 0o077 if status.st_uid == os.geteuid() else 0o007
+    if status.st_mode & others:
+        raise IdentityError(
+            f"{path}: others can read this key (mode {status.st_mode & 0o777:04o}): chmod 600 {path}, and make a new one if"
+            " somebody may have read it"
+        )
+    return path.read_text(encoding="ascii")
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,4 +233,16 @@ def read_toml(path: Path) -> RunSpec:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not TOML: {error}") from error
-    return parse(table, str(path))
+    with of_file(path):
+        return parse(table, str(path))
+
+
+@contextlib.contextmanager
+def of_file(path: Path) -> Iterator[None]:
+    """A SpecError within names the file, also where only a table of it was looked at."""
+    try:
+        yield
+    except SpecError as error:
+        if str(path) in str(error):
+            raise
+        raise SpecError(f"{path}: {error}") from error

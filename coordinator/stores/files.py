@@ -137,7 +137,7 @@ class FileBlobs:
     def _make_folder(self, folder: Path) -> None:
         """A folder for blobs, with a durable name. That it is there says nothing of its name: who made it may have died."""
         if folder.name not in self._durable:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             sync_folder(self._folder)
             self._durable.add(folder.name)
 

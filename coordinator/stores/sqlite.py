@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -37,6 +38,7 @@ class _Session:
     def __init__(self, path: Path) -> None:
         try:
             make_folder(path.parent)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its log the mode of its file
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_FOR_S)
             with contextlib.ExitStack() as unless_ready:
                 unless_ready.callback(self._db.close)  # and with it goes a migration that is half done

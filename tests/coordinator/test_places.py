@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.stores import Place, without_secrets
+from edge_client.state import DeviceState
 from tests.processes import edgetune
 from wire.errors import UserError
 
@@ -49,6 +52,22 @@ def test_a_url_that_names_no_row_is_refused_and_what_would_do_is_said(
 )
 def test_a_place_is_shown_without_secrets(place: str, shown: str) -> None:
     assert without_secrets(place) == shown
+
+
+def test_what_a_store_or_a_device_keeps_is_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        store = Place.of(str(tmp_path / "deep" / "store"), str(tmp_path / "blobs")).open()
+        store.blobs.put(b"update")
+        store.blobs.grow("a" * 32)
+        DeviceState(tmp_path / "device", "d1").close()
+        stored = [path for name in ("deep", "blobs") for path in (tmp_path / name, *(tmp_path / name).rglob("*"))]
+        loose = [path for path in (*stored, tmp_path / "device") if path.stat().st_mode & 0o077]
+        asyncio.run(store.ledger.close())
+    finally:
+        os.umask(before)
+    assert {"ledger.sqlite", "ledger.sqlite-wal", "a" * 32} <= {path.name for path in stored}
+    assert not loose
 
 
 def test_a_command_that_fails_shows_no_password() -> None:

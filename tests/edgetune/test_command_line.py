@@ -79,6 +79,12 @@ def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
         (["client", "status", "--name", "Bad Name"], "--name"),
         (["demo", "--data", "/nowhere.jsonl"], "no such file"),
         (["demo", "--model", "no-such-model"], "no-such-model"),
+        (["coordinator", "serve", "--listen", "127.0.0.1:99999"], "argument --listen: '127.0.0.1:99999': a port is"),
+        (["coordinator", "serve", "--metrics", "65500"], "argument --metrics: '65500': a port for numbers is"),
+        (["coordinator", "invite", "--quota", "-1"], "argument --quota: '-1': a quota is 1 to 1,000,000"),
+        (["coordinator", "invite", "--quota", "9" * 30], "a quota is 1 to 1,000,000"),
+        (["run", "list", "--coordinator", "http://foo"], "argument --coordinator: 'http://foo': expected HOST:PORT"),
+        (["client", "enroll", INVITATION, "--name", "", "--state", "/nowhere"], "argument --name: ''"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
 )
@@ -88,7 +94,22 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(words: list[str], s
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 3
+    errors = [line for line in done.stderr.splitlines() if line.startswith("edgetune")]
+    assert len(errors) == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(("given", "name"), [("münchen.de", "xn--mnchen-3ya.de"), ("::2", "::2")])
+def test_an_authority_is_made_for_names_that_certificates_have(given: str, name: str, tmp_path: Path) -> None:
+    done = edgetune("coordinator", "init", "--dir", tmp_path / "identity", "--host", given, "--json")
+    assert json.loads(done.stdout)["hosts"][0] == name
+    assert [path.name for path in tmp_path.iterdir()] == ["identity"]
+
+
+@pytest.mark.parametrize("given", ["bad host!", "", "a" * 300])
+def test_an_authority_for_no_host_is_refused_and_leaves_nothing(given: str, tmp_path: Path) -> None:
+    done = edgetune("coordinator", "init", "--dir", tmp_path / "identity", "--host", given)
+    assert done.returncode == 2 and "argument --host" in done.stderr and "expected a host name" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_one_object_for_scripts(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from coordinator import authority
 from edge_client.transport import Connection
 from edgetune import standing
 from tests.coordinator.test_service import created, named, update
-from tests.processes import CoordinatorProcess, command, edgetune, environment
+from tests.processes import CoordinatorProcess, command, edgetune, environment, write_toy_spec
 from wire.messages import ReleaseStatus, RunStatus, Task
 
 RELEASE = ReleaseStatus(0, "ab" * 32, 1000, 1e9, 12.3456, 10, 2.1, 2.0, 123_456_789_012, 987_654_321)
@@ -88,5 +89,20 @@ def test_watching_is_a_line_of_json_a_status_or_a_view(tmp_path: Path) -> None:
         assert looking.wait(30) == 0
         shown = edgetune(*watch)
     states = [(one["state"], len(one["releases"])) for one in told]
-    assert states[0] == ("running", 1) and states[-1] == ("done", 2) and len(states) == len(told)
+    assert states[0] == ("running", 1) and states[-1][0] == "done" and len(states) == len(told)
+    releases = [release for one in told for release in one["releases"]]
+    assert [release["version"] for release in releases if release["held_out_loss"] is None] == [0, 1]
+    assert len({json.dumps(release) for release in releases}) == len(releases)
     assert shown.returncode == 0 and "one: done" in shown.stdout and "perplexity" in shown.stdout
+
+
+def test_what_a_coordinator_without_identities_is_asked_wrongly_is_said(tmp_path: Path) -> None:
+    spec = write_toy_spec(tmp_path / "toy.toml")
+    spec.write_text(spec.read_text() + "bogus = 1\n")
+    authority.create(tmp_path / "identity", ["localhost"])
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        there = ("--coordinator", coordinator.address)
+        created = edgetune("run", "create", spec, *there)
+        listed = edgetune("run", "list", *there, "--identity", tmp_path / "identity")
+    assert created.returncode == 2 and "toy.toml: method: unknown key 'bogus'" in created.stderr
+    assert listed.returncode == 1 and "Or it has no identities, and this call was made with one" in listed.stderr

@@ -81,9 +81,27 @@ def test_a_spec_that_cannot_be_is_refused_by_what_is_wrong_with_it(changed: dict
         run_spec.parse(LEAST | changed)
 
 
+WHOLE = b"""
+name = "r"
+rounds = 1
+[base]
+model = "toy"
+format = "toy"
+[method]
+id = "lora"
+"""
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), (b"name = ", "not TOML"), (b"\xff", "cannot be read"), (b"", "missing key")],
+    [
+        (None, "no such file"),
+        (b"name = ", "not TOML"),
+        (b"\xff", "cannot be read"),
+        (b"", "missing key"),
+        (WHOLE + b'[cohort]\ngoal = "many"', "goal"),
+        (b'codec = [{ id = "nope" }]\n' + WHOLE + b"[cohort]\ngoal = 1", "nope"),
+    ],
 )
 def test_a_spec_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "run.toml"
