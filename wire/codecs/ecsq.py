@@ -144,11 +144,11 @@ class _Escapes:
 def quantized(values: Vector, rows: RankRows, budget: float) -> Coded:
     """`values` in row order in at most `budget` bits, if so few are possible at all."""
     kernel = kernels.fastest(len(values))
-    largest = float(np.abs(values).max(initial=0.0))
+    largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     nothing = _nothing(rows, len(values))
     if largest < 2.0**-100:
         return nothing
-    survey = rate.survey(values, rows, kernel)
+    survey = rate.survey(values, largest, rows, kernel)
     finest, goal, best = largest * 2.0**-15, budget * (1 + CLOSE) / 2, nothing
     estimate, wanted = rate.Estimate(survey), goal
     for _ in range(ATTEMPTS):

@@ -126,7 +126,7 @@ def decode(
     out: Any,
 ) -> int:
     """Rows of `out` become what `values` [tables, SYMBOLS] says of their symbols; `states` are advanced. The next word's place,
-    or -1 where `words` has too few. `words` has a row's length of zeros after its end. `lookup`: see `wire.codecs.rans`."""
+    or -1 where `words` has too few: after its end stands one zero more than a row is long. `lookup`: see `wire.codecs.rans`."""
     lanes, state, padding = len(states), states.astype(np.int64), int(lengths.max(initial=0))
     for row in np.flatnonzero(tables >= 0):
         table, value = lookup[tables[row]].astype(np.int64), values[tables[row]]
@@ -139,7 +139,7 @@ def decode(
             at += len(low)
             state[:count] = moved
             out[starts[row] + j : starts[row] + j + count] = value[found >> 24]
-        if at > len(words) - padding:
+        if at >= len(words) - padding:
             return -1
     states[:] = state
     return at

@@ -34,9 +34,9 @@ SLOTS, LOW_WORD, BOTTOM, ONE = np.uint32(TOTAL - 1), np.uint32(0xFFFF), np.uint3
 def _sums(values: Any, factor: Any, starts: Any, lengths: Any) -> Any:
     total = np.empty(starts.size, np.int64)
     for row in range(starts.size):
-        found = np.int64(0)
-        for i in range(starts[row], starts[row] + lengths[row]):
-            found += np.int64(np.int32(abs(values[i]) * factor))
+        found, x = np.int64(0), values[starts[row] : starts[row] + lengths[row]]
+        for i in range(x.size):
+            found += np.int64(np.int32(abs(x[i]) * factor))
         total[row] = found
     return total
 
@@ -45,8 +45,9 @@ def _histogram(values: Any, starts: Any, lengths: Any, classes: Any, factors: An
     counts = np.zeros((factors.size, BINS), np.int64)
     for row in range(starts.size):
         mine, factor = counts[classes[row]], factors[classes[row]]
-        for i in range(starts[row], starts[row] + lengths[row], every):
-            mine[np.int32(min(abs(values[i]) * factor, LAST_BIN))] += 1
+        x = values[starts[row] : starts[row] + lengths[row]]
+        for i in range(0, x.size, every):
+            mine[np.int32(min(abs(x[i]) * factor, LAST_BIN))] += 1
     return counts
 
 
@@ -123,6 +124,7 @@ def _encode(
 def _decode(
     words: Any, at: Any, states: Any, lookup: Any, values: Any, starts: Any, lengths: Any, tables: Any, out: Any
 ) -> Any:
+    """Every symbol reads the next word, whether it takes it or not: a branch that cannot be foreseen costs more."""
     lanes, padding = states.size, 0
     for row in range(lengths.size):
         padding = max(padding, lengths[row])
@@ -131,16 +133,16 @@ def _decode(
             continue
         table, value, start = lookup[tables[row]], values[tables[row]], starts[row]
         for first in range(0, lengths[row], lanes):
-            for lane in range(min(lanes, lengths[row] - first)):
+            mine = out[start + first : start + min(first + lanes, lengths[row])]
+            for lane in range(mine.size):
                 state = states[lane]
                 found = table[state & SLOTS]
                 moved = np.uint32((((found >> U12) & SLOTS) + ONE) * (state >> U12) + (found & SLOTS))
-                if moved < BOTTOM:
-                    moved = np.uint32((moved << U16) | np.uint32(words[at]))
-                    at += 1
-                states[lane] = moved
-                out[start + first + lane] = value[found >> U24]
-        if at > words.size - padding:
+                word, low = np.uint32(words[at]), moved < BOTTOM
+                states[lane] = np.uint32((moved << U16) | word) if low else moved
+                at += np.int64(low)
+                mine[lane] = value[found >> U24]
+        if at >= words.size - padding:
             return -1
     return at
 

@@ -60,7 +60,8 @@ class RankRotate:
 
     def encode(self, x: Fields, state: State, like: Shape) -> tuple[Fields, State]:
         tensors, kernel = like["values"].tensors, kernels.fastest(like["values"].length)
-        values = np.array(rank_rows.gathered(x["values"], tensors))
+        values = rank_rows.gathered(x["values"], tensors)
+        values = values.copy() if values is x["values"] else values
         normals = self._found(values, tensors)
         for part, mine in zip(_parts(values, tensors), normals, strict=True):
             for number, normal in enumerate(mine):
@@ -97,30 +98,26 @@ class RankRotate:
             at = ends[many]
             yield part
 
-    def _lengths(self, tensor: Tensor) -> list[int]:
-        """How many entries of each normal are sent; none for what has no rank axis to turn."""
-        rank = rank_rows.grid(tensor)[0]
-        return [rank - 1 - number for number in range(self._many(rank))]
-
     def _many(self, rank: int) -> int:
+        """Reflectors of a tensor; none where there is no rank axis to turn."""
         return self.reflectors if rank > self.reflectors else 0
 
     def _entries(self, values: FieldShape) -> int:
-        return sum(sum(self._lengths(tensor)) for tensor in values.tensors)
+        """How many entries of normals are sent: of each all but the first."""
+        many = [(rank, self._many(rank)) for rank, _ in rank_rows.grids(values.tensors)]
+        return sum(number * rank - number * (number + 1) // 2 for rank, number in many)
 
     def _found(self, values: Vector, tensors: tuple[Tensor, ...]) -> list[list[Normal]]:
         """The normals of each tensor, first to last."""
         found: list[list[Normal]] = [[] for _ in tensors]
-        grams = {
-            number: gram(part) for number, part in enumerate(_parts(values, tensors)) if self._lengths(tensors[number])
-        }
+        grams = {number: gram(part) for number, part in enumerate(_parts(values, tensors)) if self._many(len(part))}
         for rank in {len(g) for g in grams.values()}:
             mine = [number for number, g in grams.items() if len(g) == rank]
-            some = np.stack([grams[number] for number in mine])
+            some = np.stack([grams[number] for number in mine], axis=-1)
             for first in range(self.reflectors):
-                normals = np.rint(_directions(some[:, first:, first:]) * self.top).astype(np.int8)
-                some[:, first:, first:] = _turned(some[:, first:, first:], normals.astype(np.float64))
-                for number, normal in zip(mine, normals, strict=True):
+                normals = np.rint(_directions(some[first:, first:]) * self.top).astype(np.int8)
+                some[first:, first:] = _turned(some[first:, first:], normals.astype(np.float64))
+                for number, normal in zip(mine, np.ascontiguousarray(normals.T), strict=True):
                     found[number].append(normal)
         return found
 
@@ -128,7 +125,7 @@ class RankRotate:
 def gram(rows: Vector) -> Floats:
     """The products of rank rows with one another, float64 [r, r]: of some entries of each, rounded to GRAM_BITS bits of a
     power of two above the largest. Such sums are exact in float64, in any order."""
-    some = rows[:, :: max(1, rows.shape[1] // COLUMNS)]
+    some = np.ascontiguousarray(rows[:, :: max(1, rows.shape[1] // COLUMNS)])
     largest = float(max(some.max(), -some.min()))
     if largest < 2.0**-100:
         return np.eye(len(rows))
@@ -138,26 +135,25 @@ def gram(rows: Vector) -> Floats:
 
 
 def _directions(grams: Floats) -> Floats:
-    """Normals [tensors, r], the first entry 1, of the reflectors that turn the direction of most energy onto the first row."""
-    found = (
-        np.ones(grams.shape[:2])
-        + grams.diagonal(axis1=1, axis2=2) / np.maximum(1e-300, grams.max(axis=(1, 2)))[:, None]
-    )
+    """Normals [r, tensors], the first entry 1, of the reflectors that turn the direction of most energy onto the first row.
+
+    `grams` [r, r, tensors]: tensors last, so that sums add long rows to one another."""
+    found = 1 + grams.diagonal().T / np.maximum(1e-300, grams.max(axis=(0, 1)))
     for _ in range(ITERATIONS):
-        found = (grams * found[:, None, :]).sum(axis=2)
-        found /= np.maximum(1e-300, np.sqrt((found * found).sum(axis=1)))[:, None]
-    found = np.where(found[:, :1] < 0, -found, found)
-    found[:, 0] += 1
-    normals: Floats = found / found[:, :1]
+        found = (grams * found[:, None]).sum(axis=0)
+        found /= np.maximum(1e-300, np.sqrt((found * found).sum(axis=0)))
+    found = np.where(found[:1] < 0, -found, found)
+    found[0] += 1
+    normals: Floats = found / found[:1]
     return normals
 
 
 def _turned(grams: Floats, normals: Floats) -> Floats:
     """H G H for reflectors H = I - 2 v vᵀ / vᵀv."""
-    scale = 2 / (normals * normals).sum(axis=1)[:, None, None]
-    along = (grams * normals[:, None, :]).sum(axis=2)[:, :, None] * scale * normals[:, None, :]
+    scale = 2 / (normals * normals).sum(axis=0)
+    along = (grams * normals[:, None]).sum(axis=0)[:, None] * scale * normals[None]
     half = grams - along
-    turned: Floats = half - scale * normals[:, :, None] * (half * normals[:, :, None]).sum(axis=1)[:, None, :]
+    turned: Floats = half - scale * normals[:, None] * (half * normals[:, None]).sum(axis=0)[None]
     return turned
 
 

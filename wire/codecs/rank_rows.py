@@ -72,6 +72,7 @@ def _by_tensor(tensors: tuple[Tensor, ...], size: int) -> tuple[tuple[slice, Ran
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=8)
 def ordered(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The tensors as they lie in row order: [rows, columns] each."""
     return tuple(dataclasses.replace(t, shape=grid(t), role="lora_A") if t.role == "lora_B" else t for t in tensors)
@@ -83,7 +84,10 @@ def gathered(vector: Vector, tensors: tuple[Tensor, ...]) -> Vector:
         return vector
     out = np.empty_like(vector)
     for tensor, place in _places(tensors):
-        out[place] = vector[place].reshape(tensor.shape).T.reshape(-1) if _turned(tensor) else vector[place]
+        if _turned(tensor):
+            out[place].reshape(grid(tensor))[...] = vector[place].reshape(tensor.shape).T
+        else:
+            out[place] = vector[place]
     return out
 
 

@@ -77,7 +77,7 @@ class Reader:
         self._states: States = words[: 2 * lanes].astype("<u2").view("<u4").copy() if whole else np.zeros(1, np.uint32)
         if (self._states < LOWEST).any():
             raise PayloadError(Reason.BAD_PAYLOAD, "the coded symbols do not begin with their states")
-        self._words = np.concatenate([words[2 * lanes :], np.zeros(longest, np.uint16)])
+        self._words = np.concatenate([words[2 * lanes :], np.zeros(longest + 1, np.uint16)])
         self._at, self._end = 0, len(words) - 2 * lanes
 
     def read(

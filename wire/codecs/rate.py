@@ -73,9 +73,9 @@ class Survey:
         return classes
 
 
-def survey(values: Vector, rows: RankRows, kernel: object) -> Survey:
-    """Classes and their histograms, of `values` in row order."""
-    exponent = 23 - math.frexp(float(np.abs(values).max()))[1]
+def survey(values: Vector, largest: float, rows: RankRows, kernel: object) -> Survey:
+    """Classes and their histograms, of `values` in row order; `largest`: of their magnitudes."""
+    exponent = 23 - math.frexp(largest)[1]
     sums = kernel.sums(values, np.float32(2.0**exponent), rows.starts, rows.lengths)  # type: ignore[attr-defined]
     means = (sums // rows.lengths) * 2.0**-exponent
     octaves = np.log2(np.maximum(means, means.max() * 2.0 ** (-tables.MOST / PER_OCTAVE)) / means.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class Tables:
         found[:, 0], found[:, 1:ESCAPE:2], found[:, 2:ESCAPE:2] = 0.0, magnitudes, -magnitudes
         return found
 
-    @property
+    @functools.cached_property
     def escaping(self) -> bool:
         """Whether some level may have no symbol."""
         return bool(self.frequencies[:, ESCAPE].any())
