@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
 from wire import addresses
-from wire.errors import MissingExtra, UserError
+from wire.errors import EdgetuneError, MissingExtra, UserError
 from wire.identity import MAX_LIFETIME_S, is_loopback
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Any:
         help="where devices get their certificates (default: the port after --listen's)",
     )  # fmt: skip
     serve.add_argument(
-        "--certificates", type=_certificate_life_s, default=MAX_LIFETIME_S, metavar="TIME",
+        "--certificates", type=_certificate_life_s, metavar="TIME",
         help="how long a device's certificate lives before it is renewed, at most 7d, its default",
     )  # fmt: skip
     serve.add_argument("--insecure", action="store_true", help="no TLS and no identities, even beyond this machine")
@@ -211,11 +211,28 @@ def _own_name() -> str:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    """Whatever ends it is said as all else is: as JSON where that was asked for."""
+    from coordinator.events import last_words
+
+    try:
+        return _served(args)
+    except EdgetuneError as error:
+        if args.json:
+            print(json.dumps({"event": "ended", "error": str(error)}), flush=True)
+        if args.log_format == "text":
+            raise
+        print(last_words("json", error), file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _served(args: argparse.Namespace) -> int:
     from coordinator.identities import Doors
     from coordinator.replicas import higher, serve_together
     from coordinator.serve import Serving, serve
 
     where, trust = place(args), None if args.insecure else _trust(args)
+    if trust is None and (unused := [name for name in ("enroll", "certificates") if getattr(args, name) is not None]):
+        raise UserError(f"--{unused[0]}: this coordinator has no identities, and so no device enrols with it")
     if args.metrics and importlib.util.find_spec("prometheus_client") is None:
         raise MissingExtra("prometheus-client", "metrics")
 
@@ -231,6 +248,8 @@ def _serve(args: argparse.Namespace) -> int:
         tell("listening", {"address": doors.devices, **shown, **enrolment})
         if args.metrics:
             tell("metrics", {"address": args.metrics})
+        if "://" in where.ledger and "://" not in where.blobs:
+            tell("blobs_here", {"blobs": where.blobs})
 
     listen = Doors(args.listen, args.enroll or higher(args.listen, 1)) if trust else Doors(args.listen)
     how = Serving(listen, trust, args.metrics, log=args.log_format)
@@ -243,6 +262,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 _SAID = {
     "listening": "listening on {address}, {doors}, state in {store}, blobs in {blobs}; Ctrl-C stops",
+    "blobs_here": "{blobs} is a folder of this machine: a replica on another one must see the very same",
     "metrics": "metrics at http://{address}/metrics",
     "replica_started": "replica {replica} runs as process {pid}",
     "replica_ended": "replica {replica} (process {pid}) ended with {code}; another one starts",
@@ -274,7 +294,7 @@ def _trust(args: argparse.Namespace) -> Trust | None:
 
     folder = identity_folder(args)
     if Authority.found(folder) is not None:
-        return Trust(folder, args.certificates)
+        return Trust(folder, args.certificates or MAX_LIFETIME_S)
     if args.identity is not None:
         raise UserError(f"{folder}: no identities here; `edgetune coordinator init --dir {folder}` makes them")
     if not is_loopback(args.listen):

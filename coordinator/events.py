@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TextIO
 
-from wire.errors import Reason
+from wire.errors import EdgetuneError, Reason
 from wire.run_spec import DIGEST, NAME
 
 Format = Literal["json", "text"]
@@ -82,6 +82,13 @@ class Lines:
         out = self._out or sys.stderr
         out.write(self._write(event, shown(event, about)) + "\n")
         out.flush()
+
+
+def last_words(how: Format, error: EdgetuneError) -> str:
+    """What a process says that ends by an error, to whoever started it: unlike an event it may name what that person gave."""
+    return (
+        json.dumps({"time": _now(), "event": "ended", "error": str(error)}) if how == "json" else f"edgetune: {error}"
+    )
 
 
 def shown(event: str, about: Mapping[str, Any]) -> dict[str, Any]:

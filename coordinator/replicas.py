@@ -23,6 +23,7 @@ from types import FrameType
 
 from coordinator import claims
 from coordinator.authority import Authority
+from coordinator.events import last_words
 from coordinator.identities import Doors
 from coordinator.serve import DRAIN_S, Serving, serve
 from coordinator.stores import Place
@@ -199,7 +200,7 @@ def _serve_one(place: Place, how: Serving, told: Connection) -> None:
     try:
         asyncio.run(serve(place.open(), how, lambda _: told.send_bytes(b"serving")))
     except EdgetuneError as error:
-        print(f"edgetune: {error}", file=sys.stderr, flush=True)
+        print(last_words(how.log, error), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 
 

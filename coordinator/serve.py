@@ -108,9 +108,9 @@ async def _serve(store: Store, how: Serving, ready: Callable[[Doors], None], tra
         ]
         if who is None:
             tasks.append(asyncio.create_task(claims.stay_unclaimed(store.ledger)))
+        await warn_of_little_room(core)
         stop = _signalled()  # before anybody is told that it may be stopped
         ready(doors)
-        await warn_of_little_room(core)
         try:
             await _until_stopped(stop, tasks)
         finally:

@@ -15,6 +15,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, LiteralString, cast
+from urllib.parse import parse_qsl
 
 import psycopg
 from psycopg import errors
@@ -74,12 +75,22 @@ def _lost(error: Exception) -> bool:
 
 def _conninfo(url: str) -> str:
     """The URL as libpq takes it. Its own complaint would quote the password."""
+    if unknown := _unknown_option(url):
+        raise UserError(f"{without_secrets(url)}: libpq knows no option {unknown!r}; as ?sslmode=require, for example")
     try:
         return make_conninfo(**(DEFAULTS | cast(dict[str, str], conninfo_to_dict(url))))
     except psycopg.Error:
         raise UserError(
             f"{without_secrets(url)}: not a URL of PostgreSQL: postgresql://USER@HOST:PORT/DATABASE"
         ) from None
+
+
+def _unknown_option(url: str) -> str | None:
+    """The first name in the URL's query that libpq does not know; None, too, where it may be part of a password."""
+    options = url.partition("?")[2]
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+    names = [name for name, _ in parse_qsl(options, keep_blank_values=True)] if "@" not in options else []
+    return next((name for name in names if name not in known), None)
 
 
 class _Session:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import mmap
+import os
 import random
 import re
 import shutil
@@ -83,7 +84,7 @@ class S3Blobs:
         except FileNotFoundError:
             raise MachineError(f"{self._place}: there is no such bucket; make it first") from None
         except (BaseError, OSError) as error:
-            raise MachineError(f"{self._place}: cannot keep blobs here: {_said(error)}") from None
+            raise MachineError(f"{self._place}: cannot keep blobs here: {_said(error)}{_wanting()}") from None
         raise MachineError(
             f"{self._place}: this server ignores create-only puts (If-None-Match: *); blobs are not safe with it"
         )
@@ -168,6 +169,12 @@ class S3Blobs:
                 yield from ((m["path"], _age_s(m)) for m in page if DIGEST.fullmatch(m["path"]))
 
 
+def _wanting() -> str:
+    """What a person may have forgotten. It may come from elsewhere, too, as on a machine in the cloud."""
+    absent = [name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if not os.environ.get(name)]
+    return f" (not set: {', '.join(absent)})" if absent else ""
+
+
 def _store(url: str) -> S3Store:
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -176,8 +183,14 @@ def _store(url: str) -> S3Store:
     if not parts.netloc or "@" in parts.netloc:
         raise UserError(f"{without_secrets(url)}: expected s3://BUCKET/PREFIX; credentials come from AWS_… variables")
     client: ClientConfig = {"timeout": "60s", "connect_timeout": "5s"}
-    if options.pop("allow_http", "false").lower() == "true":
+    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if options.pop("allow_http", os.environ.get("AWS_ALLOW_HTTP", "false")).lower() == "true":
         client["allow_http"] = True
+    elif endpoint.startswith("http://"):
+        raise UserError(
+            f"{without_secrets(url)}: {without_secrets(endpoint)} has no TLS; if that is meant, say allow_http=true in the URL"
+            " or AWS_ALLOW_HTTP=true"
+        )
     try:
         return S3Store(
             parts.netloc,
@@ -187,7 +200,7 @@ def _store(url: str) -> S3Store:
             **options,
         )
     except BaseError as error:
-        raise UserError(f"{without_secrets(url)}: {_said(error)}") from None
+        raise UserError(f"{without_secrets(url)}: {_said(error)}{_wanting()}") from None
 
 
 def _age_s(found: ObjectMeta) -> float:

@@ -22,6 +22,8 @@ from wire.durable import make_folder
 from wire.errors import MachineError, Reason, Refused, StoreError, UserError
 
 BUSY_FOR_S = 30.0
+OURS = {"runs", "releases"}
+"""Tables that a ledger has had since the first schema."""
 PAUSE_S = 0.01
 LOOK_S = 0.2
 """How often a change by another process is looked for: SQLite has no way to be told."""
@@ -47,7 +49,22 @@ class _Session:
         except (OSError, sqlite3.Error) as error:
             raise MachineError(f"{path}: cannot keep a ledger here: {error}") from error
 
+    def _check(self, path: Path) -> None:
+        """Raises UserError for a database that another program made, StoreError for one that is damaged."""
+        self._db.execute("BEGIN")
+        [(held,)] = self._db.execute("PRAGMA user_version").fetchall()
+        tables = {
+            name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        }
+        if bool(held) != bool(tables) or (tables and not tables >= OURS):
+            raise UserError(f"{path}: a database of another program; choose another --store")
+        [(found,)] = self._db.execute("PRAGMA quick_check(1)").fetchall()
+        if found != "ok":
+            raise StoreError(f"{path}: the ledger is damaged; put a copy in its place: {' '.join(str(found).split())}")
+        self._db.execute("COMMIT")
+
     def _prepare(self, path: Path) -> None:
+        self._check(path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")

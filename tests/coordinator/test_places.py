@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 
 from coordinator.stores import Place, without_secrets
 from edge_client.state import DeviceState
-from tests.processes import edgetune
+from tests.processes import CoordinatorProcess, edgetune
+from tests.servers import Postgres
 from wire.errors import UserError
 
 
@@ -95,3 +99,49 @@ def test_a_row_whose_package_is_absent_says_what_installs_it(
     result = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     assert result.returncode == 2
     assert f"{package} is not installed: pip install 'edgetune[{extra}]'" in result.stderr
+
+
+def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE recipes (name TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"ledger\.sqlite: a database of another program"):
+        Place.of(str(tmp_path), None).open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["head", "middle"])
+def test_a_damaged_ledger_is_named_before_a_coordinator_listens(damage: str, tmp_path: Path) -> None:
+    asyncio.run(Place.of(str(tmp_path), None).open().ledger.close())
+    path = tmp_path / "ledger.sqlite"
+    data = bytearray(path.read_bytes())
+    start = 0 if damage == "head" else 4096
+    data[start : start + 2048] = b"\xff" * 2048
+    path.write_bytes(data)
+    done = edgetune("coordinator", "serve", "--store", tmp_path, "--listen", "127.0.0.1:0", "--json")
+    assert done.returncode == 1 and str(path) in done.stderr
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["ended"]
+
+
+def test_what_ends_a_coordinator_is_json_where_all_else_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    serve = ("coordinator", "serve", "--store", tmp_path / "file", "--listen", "127.0.0.1:0", "--log-format", "json")
+    alone, together = edgetune(*serve), edgetune(*serve, "--replicas", "2", "--json")
+    for done in (alone, together):
+        [line] = map(json.loads, done.stderr.splitlines())
+        assert done.returncode == 1 and line["event"] == "ended" and str(tmp_path / "file") in line["error"]
+    assert json.loads(together.stdout) == {"event": "ended", "error": line["error"]} and not alone.stdout
+
+
+@pytest.mark.parametrize("option", [("--enroll", "127.0.0.1:0"), ("--certificates", "1d")])
+def test_options_for_devices_certificates_are_refused_without_identities(
+    option: tuple[str, str], tmp_path: Path
+) -> None:
+    done = edgetune("coordinator", "serve", "--store", tmp_path, "--listen", "127.0.0.1:0", *option)
+    assert done.returncode == 2 and f"{option[0]}: this coordinator has no identities" in done.stderr
+
+
+def test_blobs_in_a_folder_beside_a_shared_ledger_are_pointed_at(tmp_path: Path, postgres_server: Postgres) -> None:
+    with CoordinatorProcess(postgres_server.fresh(), "127.0.0.1:0", "--blobs", str(tmp_path)) as coordinator:
+        assert coordinator.event("blobs_here")["blobs"] == str(tmp_path)

@@ -267,3 +267,8 @@ def test_no_error_quotes_a_password(url: str) -> None:
     with pytest.raises((MachineError, UserError)) as caught:
         postgresql.PostgresLedger(url)
     assert "hid" not in str(caught.value)
+
+
+def test_an_option_that_libpq_does_not_know_is_named() -> None:
+    with pytest.raises(UserError, match="no option 'sslmoed'"):
+        postgresql.PostgresLedger("postgresql://127.0.0.1:1/db?sslmode=require&sslmoed=x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import sys
 import threading
@@ -142,6 +143,22 @@ def test_a_server_that_goes_away_is_busy_and_one_that_never_was_is_an_error_of_t
             call()
         assert caught.value.reason is Reason.BUSY
     with pytest.raises(MachineError, match="cannot keep blobs here"):
+        s3.S3Blobs(url)
+
+
+def test_http_is_spoken_only_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with odd(200) as (url, _):
+        plain = url.replace("&allow_http=true", "")
+        with pytest.raises(UserError, match=r"http://127\.0\.0\.1:\d+ has no TLS; .*AWS_ALLOW_HTTP=true"):
+            s3.S3Blobs(plain)
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        s3.S3Blobs(plain)
+
+
+def test_credentials_that_are_not_set_are_named_where_a_bucket_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setattr(s3, "TRY_FOR", datetime.timedelta(seconds=0.1))
+    with odd(403) as (url, _), pytest.raises(UserError, match=r"\(not set: AWS_SECRET_ACCESS_KEY\)"):
         s3.S3Blobs(url)
 
 
