@@ -39,14 +39,12 @@ class _Session:
 
     def __init__(self, path: Path) -> None:
         try:
-            make_folder(path.parent)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its log the mode of its file
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_FOR_S)
             with contextlib.ExitStack() as unless_ready:
                 unless_ready.callback(self._db.close)  # and with it goes a migration that is half done
                 self._prepare(path)
                 unless_ready.pop_all()
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise MachineError(f"{path}: cannot keep a ledger here: {error}") from error
 
     def _check(self, path: Path) -> None:
@@ -104,6 +102,15 @@ class _Session:
         return StoreError(f"ledger: {error}")
 
 
+def _make(path: Path) -> None:
+    """An empty file, if there is none, for its owner alone: SQLite gives its log the same mode. Raises MachineError."""
+    try:
+        make_folder(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise MachineError(f"{path}: cannot keep a ledger here: {error}") from error
+
+
 class SqliteLedger(SqlLedger):
     """See `coordinator.stores.Ledger`: `ledger.sqlite` in a folder. Raises MachineError where a ledger cannot be kept."""
 
@@ -111,6 +118,7 @@ class SqliteLedger(SqlLedger):
         path = Path(folder) / "ledger.sqlite"
         if not create and not path.exists():
             raise UserError(f"{folder}: no coordinator's store here; give its folder as --store DIR")
+        _make(path)
         thread = GroupCommit(_Session(path))
         super().__init__(thread, thread, clock_us)
 
