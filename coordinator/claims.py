@@ -7,10 +7,11 @@ import asyncio
 import dataclasses
 
 from coordinator.authority import Authority
+from coordinator.closing import PASSING
 from coordinator.stores import Ledger
 from coordinator.stores.connection import Connection
 from wire import certificates
-from wire.errors import IdentityError, Reason, Refused
+from wire.errors import IdentityError, Refused
 
 LOOK_S = 1.0
 """How often a process without identities looks whether somebody with identities has come."""
@@ -49,7 +50,7 @@ async def stay_unclaimed(ledger: Ledger) -> None:
         try:
             await check(ledger, None)
         except Refused as error:
-            if error.reason is not Reason.BUSY:
+            if error.reason not in PASSING:
                 raise
 
 

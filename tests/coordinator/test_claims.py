@@ -12,7 +12,7 @@ from coordinator import authority, claims
 from coordinator.stores import Ledger
 from tests.conformance.test_stores import Clock, ledgers, play  # noqa: F401  # ledgers is a fixture
 from tests.processes import CoordinatorProcess, edgetune
-from wire.errors import IdentityError
+from wire.errors import IdentityError, Reason, Refused
 
 HOSTS = ["localhost", "127.0.0.1"]
 
@@ -56,3 +56,19 @@ def test_a_process_without_identities_ends_soon_after_somebody_has_claimed_its_s
     ours = authority.create(tmp_path / "ours", HOSTS).folder
     with CoordinatorProcess(tmp_path / "store") as plain, CoordinatorProcess(tmp_path / "store", identity=ours):
         assert plain.process.wait(20) == 2
+
+
+def test_a_store_that_does_not_answer_or_has_no_room_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception] = [
+        Refused(Reason.BUSY, "not now"),
+        Refused(Reason.DISK_FULL, "full"),
+        IdentityError("claimed"),
+    ]
+
+    async def check(ledger: Ledger, authority: object) -> None:
+        raise answers.pop(0)
+
+    monkeypatch.setattr(claims, "LOOK_S", 0.001)
+    monkeypatch.setattr(claims, "check", check)
+    with pytest.raises(IdentityError, match="claimed"):
+        asyncio.run(asyncio.wait_for(claims.stay_unclaimed(None), 10))  # type: ignore[arg-type]  # nobody asks it

@@ -186,7 +186,7 @@ class Schedule:
                 ]
             case "database" if self._over.database:
                 self._over.database.crash()
-            case "bucket" if isinstance(self._over.bucket, servers.Seaweed):
+            case "bucket" if isinstance(self._over.bucket, servers.SeaweedFS):
                 self._over.bucket.crash()
 
     def _kill(self, kind: str, incident: Incident) -> None:
@@ -253,7 +253,7 @@ class Schedule:
 
 def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = None) -> dict[str, Any]:
     """What became of a schedule. Its folder goes to `kept` if anything is wrong, unless a bug was on."""
-    scene = draws.scene(seed, lane, isinstance(over.bucket, servers.Seaweed))
+    scene = draws.scene(seed, lane, isinstance(over.bucket, servers.SeaweedFS))
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         outcome = Schedule(scene, over, Path(folder) / "own", bug).play()
         if outcome["violations"] and not bug:
@@ -270,7 +270,10 @@ def standing(lane: Lane, seaweed: bool) -> Iterator[Servers]:
     if lane == "sqlite":
         yield Servers()
         return
-    with servers.postgres(power_may_fail=False) as database, servers.seaweed() if seaweed else servers.moto() as bucket:
+    with (
+        servers.postgres(power_may_fail=False) as database,
+        servers.seaweedfs() if seaweed else servers.moto() as bucket,
+    ):
         os.environ |= bucket.environment
         yield Servers(database, bucket)
 
