@@ -113,6 +113,9 @@ def s3() -> Iterator[S3]:
         server.stop()
 
 
+_PUT = "import sys; from coordinator.stores.s3 import S3Blobs; S3Blobs(sys.argv[1])"
+
+
 class SeaweedFS(S3):
     """A durable server in one process and a folder: `crash` is kill -9, after which it starts again on the same ports."""
 
@@ -145,28 +148,15 @@ class SeaweedFS(S3):
         return process
 
     def _answers(self) -> bool:
-        """Whether it keeps an object: it listens long before it can."""
-        import obstore
-        from obstore.exceptions import BaseError
-        from obstore.store import S3Store
-
-        there = f"http://{self.address}"
-        bucket = S3Store(
-            "bucket",
-            endpoint=there,
-            region="us-east-1",
-            access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
-            secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
-            client_options={"allow_http": True},
-            retry_config={"max_retries": 0},
-        )
+        """Whether it keeps an object: it listens long before it can. Asked by another process: no thread may be left of it in
+        one that forks."""
         try:
             with contextlib.suppress(HTTPError):  # it is there already
-                urlopen(Request(f"{there}/bucket", method="PUT"), timeout=5).close()
-            obstore.put(bucket, "started", b"1", use_multipart=False)
-        except (OSError, BaseError):
+                urlopen(Request(f"http://{self.address}/bucket", method="PUT"), timeout=5).close()
+        except OSError:
             return False
-        return True
+        line = [sys.executable, "-c", _PUT, s3_url(self.address, "started")]
+        return subprocess.run(line, env=os.environ | self.environment, capture_output=True, timeout=60).returncode == 0
 
     def crash(self) -> None:
         self.stop()

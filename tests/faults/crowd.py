@@ -32,7 +32,7 @@ from wire.errors import Reason, Refused, Unreachable
 from wire.messages import Contribution, Receipt, Task
 
 RUN = "soak"
-DROP_OUT, CORRUPT = 0.10, 0.02
+DROP_OUT = 0.10
 """Of a device's tasks: how many it vanishes from, and how many it sends something else for."""
 AWAY_S = (1.0, 10.0)
 Sent = tuple[Contribution, bytes]
@@ -85,25 +85,34 @@ class Tally:
         return vars(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Habits:
+    """The longest that training takes, and the share of updates that are damaged on their way."""
+
+    train_s: float
+    corrupt: float
+
+
 class Unsteady(Connection):
     """A device's connection, and what befalls the device while it uses it."""
 
-    def __init__(self, address: str, journal: Path, train_s: float, chance: random.Random, tally: Tally) -> None:
+    def __init__(self, address: str, journal: Path, habits: Habits, chance: random.Random, tally: Tally) -> None:
         super().__init__(address, patience_s=120.0)
         self._journal, self._chance, self._tally, self._gone = journal, chance, tally, False
-        self._train_s = train_s
+        self._habits = habits
 
     def release(self, *args: Any, **named: Any) -> Any:
         self._vanish(DROP_OUT / 3, "before training")
         fetched = super().release(*args, **named)
-        time.sleep(self._chance.uniform(self._train_s / 6, self._train_s))  # devices are of different speeds
+        longest_s = self._habits.train_s
+        time.sleep(self._chance.uniform(longest_s / 6, longest_s))  # devices are of different speeds
         return fetched
 
     def send(self, contribution: Contribution, payload: bytes, *more: Any) -> Receipt:
         if payload:
             self._tally.counts["updates"] += 1
             self._vanish(DROP_OUT / 3, "before sending")
-            if self._chance.random() < CORRUPT:
+            if self._chance.random() < self._habits.corrupt:
                 self._send_corrupted(contribution, payload)
         began = time.monotonic()
         receipt = super().send(contribution, payload, *more)
@@ -151,7 +160,7 @@ class Unsteady(Connection):
             raise
 
 
-def live(address: str, folder: Path, name: str, seed: int, train_s: float, tally: Tally) -> None:
+def live(address: str, folder: Path, name: str, seed: int, habits: Habits, tally: Tally) -> None:
     """One device until the run has ended; what makes it stop, it comes back from, as by a service manager."""
     chance = random.Random(f"{seed}/{name}")
     examples = [Example(text=f"{name} says {word} " * 4) for word in ("one", "two", "three", "four", "five")]
@@ -159,7 +168,7 @@ def live(address: str, folder: Path, name: str, seed: int, train_s: float, tally
         state = DeviceState(folder / name, name)
         session = Session(Device(folder / "no file", engine="toy"), examples)
         try:
-            with Unsteady(address, folder / f"{name}.receipts", train_s, chance, tally) as connection:
+            with Unsteady(address, folder / f"{name}.receipts", habits, chance, tally) as connection:
                 return participate(connection, session, state, (RUN,), False, lambda event, values: None)
         except Vanished:
             pass
@@ -173,12 +182,12 @@ def live(address: str, folder: Path, name: str, seed: int, train_s: float, tally
 
 
 def main(arguments: list[str]) -> None:
-    address, folder, train_s = arguments[0], Path(arguments[1]), float(arguments[5])
+    address, folder, habits = arguments[0], Path(arguments[1]), Habits(*map(float, arguments[5:]))
     first, count, seed = map(int, arguments[2:5])
     calls.OPTIONS.append(("grpc.use_local_subchannel_pool", 1))  # else the devices of a process share a connection
     tally = Tally()
     devices = [
-        threading.Thread(target=live, args=(address, folder, f"d{number}", seed, train_s, tally))
+        threading.Thread(target=live, args=(address, folder, f"d{number}", seed, habits, tally))
         for number in range(first, first + count)
     ]
     for device in devices:

@@ -44,7 +44,8 @@ MOST_P99_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`kill_every_s` 0: nobody is killed. A device takes a sixth of `train_s` up to all of it to train."""
+    """`kill_every_s` 0: nobody is killed. A device takes a sixth of `train_s` up to all of it to train; of the
+    updates a share of `corrupt` is damaged."""
 
     clients: int = 200
     seconds: float = 240.0
@@ -53,6 +54,7 @@ class Options:
     replicas: int = 2
     seed: int = 1
     train_s: float = 6.0
+    corrupt: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _crowd(address: str, folder: Path, options: Options) -> list[subprocess.Pope
     counts = [min(IN_A_PROCESS, options.clients - first) for first in firsts]
     return [
         subprocess.Popen(
-            [*line, str(first), str(count), str(options.seed), str(options.train_s)],
+            [*line, str(first), str(count), str(options.seed), str(options.train_s), str(options.corrupt)],
             stdout=subprocess.PIPE,
             stderr=(folder / f"crowd-{first}.log").open("w"),
             text=True,
