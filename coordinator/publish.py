@@ -172,12 +172,14 @@ def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blob
     adapter, state = _previous(by, parent, blobs)
     with np.errstate(over="ignore", invalid="ignore"):  # looked at as a whole
         step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
-        _check_finite(adapter + step, parent)
+    _check_finite(step, parent)
     coded: dict[str, Stored] = {}
     if by.downlink is not None:
         step, coded = _coded(by, by.downlink, parent, step, blobs, delta)
         coded["shares"], shares = spec.canonical(shares), ()
-    kept: dict[str, Stored] = {"adapter": as_bytes(adapter + step), **coded}
+    adapter = adapter + step
+    _check_finite(adapter, parent)
+    kept: dict[str, Stored] = {"adapter": as_bytes(adapter), **coded}
     if state.size:
         kept["optimizer_state"] = as_bytes(state)
     named: dict[str, Any] = {name: spec.bytes_digest(blob) for name, blob in kept.items()}
@@ -186,8 +188,8 @@ def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blob
     return Made(dataclasses.replace(_following(by, parent, shares), **named), tuple(kept.values()))
 
 
-def _check_finite(adapter: Vector, parent: ReleaseManifest) -> None:
-    if not np.isfinite(adapter).all():
+def _check_finite(values: Vector, parent: ReleaseManifest) -> None:
+    if not np.isfinite(values).all():
         number = parent.version + 1
         raise Diverged(f"release {number} would not be finite: training or the server optimizer has diverged")
 

@@ -124,7 +124,7 @@ class SeaweedFS(S3):
     START_S = 60.0
 
     def __init__(self, folder: Path) -> None:
-        ports = dict(zip(self.PORTS, _free_ports(len(self.PORTS)), strict=True))
+        ports = dict(zip(self.PORTS, free_ports(len(self.PORTS)), strict=True))
         super().__init__(f"127.0.0.1:{ports['s3.port']}")
         weed = Path(sys.executable).with_name("weed")
         if not weed.exists():
@@ -167,7 +167,7 @@ class SeaweedFS(S3):
         self._process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody uses now."""
     found = [socket.socket() for _ in range(count)]
     for one in found:
@@ -191,11 +191,6 @@ def seaweedfs() -> Iterator[SeaweedFS]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
-
-
 def _await(address: str, process: subprocess.Popen[bytes], within_s: float = 90.0) -> None:
     """Until the server answers with anything at all."""
     until = time.monotonic() + within_s
@@ -215,7 +210,7 @@ def _await(address: str, process: subprocess.Popen[bytes], within_s: float = 90.
 def moto() -> Iterator[S3]:
     """As `s3`, in a process of its own: for who must not have threads. It keeps nothing when it dies."""
     pytest.importorskip("moto.server", reason="moto is not installed")
-    port = _free_port()
+    [port] = free_ports(1)
     line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -18,20 +18,15 @@ from edge_client.transport import Connection
 from edgetune.cli import main
 from tests.coordinator.test_service import BIG, created, named, update
 from tests.processes import CoordinatorProcess, edgetune
+from tests.servers import free_ports
 from wire.errors import Reason, Refused
 from wire.messages import Task
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 def free_pair() -> int:
     """A free port whose next one is free, too."""
     while True:
-        first = free_port()
+        [first] = free_ports(1)
         with socket.socket() as held, contextlib.suppress(OSError):
             held.bind(("127.0.0.1", first + 1))
             return first
@@ -39,7 +34,7 @@ def free_pair() -> int:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    return free_port()
+    return free_ports(1)[0]
 
 
 @pytest.fixture(scope="module")
