@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from experiments.codecs import grouped
 from experiments.rate_distortion import bound
-from wire.codecs import chain, ecsq, rank_rows
+from wire.codecs import chain, fitting, rank_rows
 from wire.codecs.rank_rotate import RankRotate
 from wire.delta import Delta
 
@@ -47,7 +47,7 @@ def columns(delta: Delta, bits: float) -> str:
     """What knowing the column would save, in bits a parameter."""
     like = chain.shape(delta.layout)["values"]
     values, rows, size = rank_rows.gathered(delta.vector, like.tensors), rank_rows.of(like), delta.layout.size
-    coded = ecsq.quantized(values, rows, bits * size)
+    coded = fitting.fitted(values, rows, bits * size)
     used = np.repeat(coded.used, rows.lengths)
     told: dict[str, list[npt.NDArray[np.int64]]] = {"3 classes": [], "8 classes": [], "true scale": []}
     start = 0

@@ -38,11 +38,16 @@ LARGE = 1 << 18
 """Entries from which on the compiled kernels are worth the second that it takes to load them."""
 
 
-def fastest(size: int) -> Any:
-    """The module of kernels for `size` entries: this one, or `kernels_numba`."""
-    if size >= LARGE and importlib.util.find_spec("numba") is not None:
-        return importlib.import_module("wire.codecs.kernels_numba")
-    return importlib.import_module("wire.codecs.kernels")
+def fastest(size: int, name: str = "kernels") -> Any:
+    """The module of kernels for `size` entries: this one, or `kernels_numba`. The same for `viterbi`."""
+    compiled = size >= LARGE and importlib.util.find_spec("numba") is not None
+    return importlib.import_module(f"wire.codecs.{name}{'_numba' if compiled else ''}")
+
+
+def cumulative(frequencies: Ints) -> Ints:
+    """Of every symbol the frequencies of those below it in its table; `frequencies` [classes, tables · SYMBOLS]."""
+    each = frequencies.reshape(len(frequencies), -1, SYMBOLS)
+    return (np.cumsum(each, axis=2) - each).reshape(frequencies.shape)
 
 
 def sums(values: Vector, factor: np.float32, starts: Ints, lengths: Ints) -> Ints:
@@ -92,17 +97,17 @@ def quantize(
 
 
 def encode(
-    symbols: npt.NDArray[np.uint8], starts: Ints, lengths: Ints, tables: Ints, frequencies: Ints, lanes: int
+    symbols: npt.NDArray[Any], starts: Ints, lengths: Ints, tables: Ints, frequencies: Ints, lanes: int
 ) -> Words:
     """Interleaved rANS, uint16: the states of the lanes, low word first, then the words in the order of decoding.
 
     Symbol j of a row is in lane j mod `lanes`. Symbols are put in from the last to the first.
     """
     states = np.full(lanes, LOWEST, np.int64)
-    cumulative = np.cumsum(frequencies, axis=1) - frequencies
+    below = cumulative(frequencies)
     words: list[Words] = []
     for row in np.flatnonzero(tables >= 0)[::-1]:
-        frequency, before = frequencies[tables[row]], cumulative[tables[row]]
+        frequency, before = frequencies[tables[row]], below[tables[row]]
         for j in range((lengths[row] - 1) // lanes * lanes, -1, -lanes):
             coded = symbols[starts[row] + j : starts[row] + min(j + lanes, lengths[row])]
             state, width = states[: len(coded)], frequency[coded]

@@ -20,6 +20,7 @@ from wire.codecs.kernels import (
     Ints,
     States,
     Words,
+    cumulative,
 )
 
 FOUR, LOW_HALF = np.uint8(4), np.uint8(15)
@@ -249,7 +250,6 @@ def encode(symbols: Any, starts: Ints, lengths: Ints, tables: Ints, frequencies:
     """As `kernels.encode`."""
     states: States = np.full(lanes, LOWEST, np.uint32)
     words = np.empty(symbols.size, np.uint16)
-    cumulative = np.cumsum(frequencies, axis=1) - frequencies
-    known = frequencies.astype(np.uint32), cumulative.astype(np.uint32)
+    known = frequencies.astype(np.uint32), cumulative(frequencies).astype(np.uint32)
     at = _encoded(symbols, starts, lengths, tables, *known, states, words)
     return np.concatenate([states.astype("<u4").view("<u2"), words[at:]])

@@ -71,8 +71,9 @@ def lookup(frequencies: Ints) -> npt.NDArray[np.uint32]:
 class Reader:
     """Rows of symbols, one after the other, from the words of `encode`. Raises PayloadError."""
 
-    def __init__(self, words: Words, lanes: int, longest: int, size: int = 0) -> None:
-        self._kernel = kernels.fastest(size)
+    def __init__(self, words: Words, lanes: int, longest: int, size: int = 0, quantizers: int = 1) -> None:
+        self._kernel = kernels.fastest(size, "kernels" if quantizers == 1 else "viterbi")
+        self._paths = [np.zeros(lanes, np.uint8)] if quantizers == 2 else []
         whole = len(words) >= 2 * lanes
         self._states: States = words[: 2 * lanes].astype("<u2").view("<u4").copy() if whole else np.zeros(1, np.uint32)
         if (self._states < LOWEST).any():
@@ -83,10 +84,12 @@ class Reader:
     def read(
         self, rows: RankRows, tables: Ints, lookup: npt.NDArray[np.uint32], values: npt.NDArray[np.generic]
     ) -> npt.NDArray[np.generic]:
-        """What `values` [tables, SYMBOLS] says of the next rows' symbols, one after the other; 0 where a row is left out."""
+        """What `values` [tables, SYMBOLS] says of the next rows' symbols, one after the other; 0 where a row is left out.
+
+        With two quantizers, `lookup` and `values` have for each of `tables` those of both, one after the other."""
         out = np.zeros(int(rows.lengths.sum()), values.dtype)
         self._at = self._kernel.decode(
-            self._words, self._at, self._states, lookup, values, rows.starts, rows.lengths, tables, out
+            self._words, self._at, self._states, *self._paths, lookup, values, rows.starts, rows.lengths, tables, out
         )
         if self._at < 0 or self._at > self._end:
             raise PayloadError(Reason.BAD_PAYLOAD, "the coded symbols end too early")
