@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   edgetune client join --data notes.jsonl --record-deltas deltas     record, on every device
   edgetune experiment codecs deltas                                  a table of all rows, and deltas.png
-  edgetune experiment codecs deltas --rows ecsq,rotated_ecsq --json  one JSON object a point
+  edgetune experiment codecs deltas --rows ectcq,rotated_ectcq --json  one JSON object a point
   edgetune experiment codecs a.safetensors b.safetensors --rates 0.2,1,4
 
 Files of one run and round are one group: their mean is what a coordinator would make of them. `relative_mse` is the error of a
@@ -46,7 +46,10 @@ FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25)
 def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
     """The rows, each with its stages at every rate it has."""
     targets: list[Plain] = [{"id": "ecsq", "target_bits": rate} for rate in rates]
+    paths: list[Plain] = [{**target, "states": 8} for target in targets]
     return {
+        "rotated_ectcq": [[ROTATION, target, PACK] for target in paths],
+        "ectcq": [[target, PACK] for target in paths],
         "rotated_ecsq": [[ROTATION, target, PACK] for target in targets],
         "ecsq": [[target, PACK] for target in targets],
         "float16": [[{"id": "float16"}, PACK]],
@@ -203,7 +206,7 @@ def picture(points: Sequence[Point], path: Path) -> None:
         marks = itertools.cycle(("o-", "s-", "^-", "D--", "v--", "x--", "+--"))
         for row in dict.fromkeys(point.row for point in points):
             mine = sorted((p.bits_per_param, getattr(p, by)) for p in points if p.row == row)
-            flagship = "ecsq" in row
+            flagship = row.endswith(("ecsq", "ectcq"))
             style = {"lw": 2.2 if flagship else 1.1, "ms": 5 if flagship else 4}
             side.plot(*zip(*mine, strict=True), next(marks), label=row, **style)
         lowest = min(getattr(p, by) for p in points if p.bits_per_param <= MOST_BITS)

@@ -18,7 +18,7 @@ import pytest
 from experiments.codecs import ladder
 from wire.codecs import chain, kernels
 from wire.codecs.chain import HEADER_BYTES, Chain
-from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq
+from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq, ectcq
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import PayloadError
 from wire.spec import Plain
@@ -29,6 +29,7 @@ CODECS: Mapping[str, list[Plain]] = {
     **COMPOSITIONS,
     "ecsq with feedback": ecsq(12.0),
     "rotated with feedback": ecsq(12.0, ROTATION),
+    "trellis with feedback": ectcq(12.0),
 }
 PAYLOADS = 20_000
 LIMIT_BYTES = 512 << 20
@@ -80,7 +81,7 @@ def test_mutated_payloads_decode_or_are_refused(name: str) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["ecsq with feedback", "rotated with feedback", "qsgd"])
+@pytest.mark.parametrize("name", ["ecsq with feedback", "rotated with feedback", "trellis with feedback", "qsgd"])
 def test_the_compiled_loops_stand_them_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "LARGE", 0)
     attack(chain.codec(CODECS[name]), PAYLOADS, 12)

@@ -34,13 +34,13 @@ def gaussian(layout: Layout, seed: int = 0, directions: int = 0) -> Delta:
     return Delta(layout, vector)
 
 
-def codec(bits: float, *before: Any) -> chain.Chain:
-    return chain.codec([*before, {"id": "ecsq", "target_bits": bits}, {"id": "pack"}])
+def codec(bits: float, *before: Any, states: int | None = None) -> chain.Chain:
+    return chain.codec([*before, {"id": "ecsq", "target_bits": bits, "states": states}, {"id": "pack"}])
 
 
-def lost(delta: Delta, bits: float, *before: Any) -> tuple[float, float]:
+def lost(delta: Delta, bits: float, *before: Any, states: int | None = None) -> tuple[float, float]:
     """Bits a parameter and the relative squared error of one update."""
-    made = codec(bits, *before)
+    made = codec(bits, *before, states=states)
     payload, _ = made.encode(delta, {})
     error = made.decode(payload, delta.layout).vector - delta.vector
     return 8 * len(payload) / delta.layout.size, float(np.square(error).sum() / np.square(delta.vector).sum())
@@ -62,10 +62,11 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
+@pytest.mark.parametrize("states", [None, 8])
 @pytest.mark.parametrize("bits", [0.3, 0.5, 1.0, 2.0, 3.0, 4.0])
-def test_an_update_has_its_target_and_at_most_two_percent_less(bits: float) -> None:
+def test_an_update_has_its_target_and_at_most_two_percent_less(bits: float, states: int | None) -> None:
     for delta in (gaussian(LARGE), gaussian(LARGE, 1, directions=2)):
-        found, _ = lost(delta, bits)
+        found, _ = lost(delta, bits, states=states)
         assert 0.98 * bits <= found <= bits + 160 / LARGE.size
 
 
@@ -81,6 +82,14 @@ def test_it_is_within_0_27_bits_of_the_bound_on_gaussian_tensors(bits: float) ->
     delta = gaussian(LARGE)  # scalar quantization loses 0.2546 at high rates, on what is Gaussian in every respect
     found, relative = lost(delta, bits)
     assert -0.01 <= found - bound(delta, relative) <= 0.27
+
+
+@pytest.mark.parametrize("bits", [0.3, 0.5, 1.0, 2.0, 4.0])
+def test_along_a_trellis_it_is_within_0_14_bits_of_the_bound_on_gaussian_tensors(bits: float) -> None:
+    delta = gaussian(LARGE)
+    found, relative = lost(delta, bits, states=8)
+    assert -0.01 <= found - bound(delta, relative) <= 0.14
+    assert relative < lost(delta, bits)[1]
 
 
 @pytest.mark.parametrize("bits", [0.3, 0.5, 1.0, 2.0])
@@ -106,11 +115,12 @@ def test_turning_and_turning_back_changes_entries_by_rounding_alone(kernel: str)
     np.testing.assert_allclose(stage.decode(turned, like)["values"], delta.vector, atol=1e-6)
 
 
+@pytest.mark.parametrize("states", [None, 8])
 @pytest.mark.parametrize("bits", [0.5, 3.0, 9.0])
 def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_floats(
-    bits: float, monkeypatch: pytest.MonkeyPatch
+    bits: float, states: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    delta, made = gaussian(LAYOUT, 4, directions=2), codec(bits, ROTATION)
+    delta, made = gaussian(LAYOUT, 4, directions=2), codec(bits, ROTATION, states=states)
     found = []
     for large in (1 << 62, 0):
         monkeypatch.setattr(kernels, "LARGE", large)
@@ -119,17 +129,19 @@ def test_numpy_and_numba_write_the_same_bytes_and_read_the_same_floats(
     assert found[0] == found[1]
 
 
-def test_entries_a_thousand_times_the_rest_are_told_apart(kernel: str) -> None:
+@pytest.mark.parametrize("states", [None, 8])
+def test_entries_a_thousand_times_the_rest_are_told_apart(kernel: str, states: int | None) -> None:
     delta = gaussian(LAYOUT, 5)
     delta.vector[::1009] *= 1000
-    made = codec(8.0)
+    made = codec(8.0, states=states)
     decoded = made.decode(made.encode(delta, {})[0], LAYOUT).vector
     np.testing.assert_allclose(decoded[::1009], delta.vector[::1009], rtol=0.01)
 
 
+@pytest.mark.parametrize("states", [None, 8])
 @pytest.mark.parametrize("value", [0.0, 1e-38, 1.0])
-def test_vectors_without_any_spread_are_coded(value: float) -> None:
-    made = codec(1.2)
+def test_vectors_without_any_spread_are_coded(value: float, states: int | None) -> None:
+    made = codec(1.2, states=states)
     decoded = made.decode(made.encode(Delta(LAYOUT, np.full(LAYOUT.size, value, np.float32)), {})[0], LAYOUT)
     np.testing.assert_allclose(decoded.vector, value if value > 1e-30 else 0.0, atol=0.01)
 
@@ -164,17 +176,20 @@ def test_the_coder_takes_what_an_independent_one_takes(module: Any) -> None:
     np.testing.assert_array_equal(read, symbols)
 
 
-def test_a_payload_with_one_word_missing_or_added_is_refused(kernel: str) -> None:
-    delta, made = gaussian(LAYOUT), codec(3.0)
+@pytest.mark.parametrize("states", [None, 8])
+def test_a_payload_with_one_word_missing_or_added_is_refused(kernel: str, states: int | None) -> None:
+    delta, made = gaussian(LAYOUT), codec(3.0, states=states)
     payload, _ = made.encode(delta, {})
     for bad in (payload[:-2], payload + b"\0\0"):
         with pytest.raises(PayloadError):
             made.decode(bad, LAYOUT)
 
 
+@pytest.mark.parametrize("states", [None, 8])
 @pytest.mark.parametrize("before", [[], [ROTATION]])
-def test_tensor_after_tensor_it_decodes_to_the_same_bits(kernel: str, before: list[Any]) -> None:
-    delta, inner = gaussian(LAYOUT, 7, directions=2), [*before, {"id": "ecsq", "target_bits": 3.0}]
+def test_tensor_after_tensor_it_decodes_to_the_same_bits(kernel: str, before: list[Any], states: int | None) -> None:
+    delta = gaussian(LAYOUT, 7, directions=2)
+    inner = [*before, {"id": "ecsq", "target_bits": 3.0, "states": states}]
     made = chain.codec([{"id": "error_feedback", "inner": inner}, {"id": "pack"}])
     payload, _ = made.encode(delta, made.init(LAYOUT))
     whole, parts = made.decode(payload, LAYOUT).vector, made.parts(payload, LAYOUT)

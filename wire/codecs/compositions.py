@@ -19,8 +19,17 @@ def top_k_int4(fraction: float) -> list[Plain]:
 
 def ecsq(target_bits: float, *before: Plain) -> list[Plain]:
     """Quantized and entropy-coded to so many bits a parameter; what is lost is sent in a later round."""
-    inner: list[Plain] = [*before, {"id": "ecsq", "target_bits": target_bits}]
-    return [{"id": "error_feedback", "inner": inner}, {"id": "pack"}]
+    return later({"id": "ecsq", "target_bits": target_bits}, *before)
+
+
+def ectcq(target_bits: float, *before: Plain) -> list[Plain]:
+    """The same along the paths of a trellis."""
+    return later({"id": "ecsq", "target_bits": target_bits, "states": 8}, *before)
+
+
+def later(last: Plain, *before: Plain) -> list[Plain]:
+    """Stages with error feedback around them."""
+    return [{"id": "error_feedback", "inner": [*before, last]}, {"id": "pack"}]
 
 
 COMPOSITIONS: Mapping[str, list[Plain]] = {
@@ -30,6 +39,8 @@ COMPOSITIONS: Mapping[str, list[Plain]] = {
     "int4": [{"id": "error_feedback", "inner": [INT4]}, {"id": "pack"}, {"id": "zstd"}],
     "ecsq": ecsq(0.2),
     "rotated_ecsq": ecsq(0.2, ROTATION),
+    "ectcq": ectcq(0.2),
+    "rotated_ectcq": ectcq(0.2, ROTATION),
     "top_k_int4": top_k_int4(0.25),
     "top_k_int4_5": top_k_int4(0.05),
 }

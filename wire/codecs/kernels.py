@@ -46,7 +46,7 @@ def fastest(size: int, name: str = "kernels") -> Any:
 
 def cumulative(frequencies: Ints) -> Ints:
     """Of every symbol the frequencies of those below it in its table; `frequencies` [classes, tables · SYMBOLS]."""
-    each = frequencies.reshape(len(frequencies), -1, SYMBOLS)
+    each = frequencies.reshape(len(frequencies), frequencies.shape[1] // SYMBOLS, SYMBOLS)
     return (np.cumsum(each, axis=2) - each).reshape(frequencies.shape)
 
 

@@ -12,8 +12,9 @@ from wire.codecs.rate import Survey
 from wire.codecs.viterbi import BIN_BITS
 
 Floats = npt.NDArray[np.float64]
-LAMBDA = 0.3
-"""What a bit is worth, in squares of the step: the slope of the rate at high rates, where the error is 0.27 of them."""
+LOW, MORE, MOST = 0.2, 0.08, 0.36
+"""What a bit is worth in squares of the step: at high rates the slope of the rate, 0.36, where the error is 0.27 squares; at low
+ones less is better."""
 PER_STEP = UNITS >> BIN_BITS
 MOST_BINS = (2 * LARGEST + 2) * PER_STEP
 COST_UNIT = 1 << 12
@@ -61,8 +62,13 @@ def learned(before: Known, guess: Known, counts: Ints, residuals: Ints) -> Known
     return Known(np.where(some, mixed, guess.counts), np.where(some, shifts, guess.shifts))
 
 
-def of(known: Known, largest: float) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """`costs` and `levels` as `viterbi` needs them, for magnitudes of up to `largest` steps."""
+def worth(bits: float) -> float:
+    """λ, of an update of so many bits an entry."""
+    return min(MOST, LOW + MORE * bits)
+
+
+def of(known: Known, largest: float, worth: float) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """`costs` and `levels` as `viterbi` needs them, for magnitudes of up to `largest` steps and a bit's `worth`."""
     bins = min(MOST_BINS, int(largest * PER_STEP) + 1)
     middle = (np.arange(bins) + 0.5) / PER_STEP
     counts = known.counts + UNSEEN
@@ -73,10 +79,10 @@ def of(known: Known, largest: float) -> tuple[npt.NDArray[np.int32], npt.NDArray
         for parity in (0, 1):
             below = np.maximum(0, ((middle + quantizer) / 2 - parity).astype(np.int64) // 2 * 2) + parity
             candidates = np.minimum(np.stack([np.full_like(below, parity), below, below + 2]), LARGEST - 1 + parity)
-            worth = (middle - centres[:, quantizer][:, candidates]) ** 2 + LAMBDA * bits[:, quantizer][:, candidates]
-            best = np.argmin(worth, axis=1)
+            price = (middle - centres[:, quantizer][:, candidates]) ** 2 + worth * bits[:, quantizer][:, candidates]
+            best = np.argmin(price, axis=1)
             at = 2 * quantizer + parity
-            costs[:, :, at] = np.minimum(np.rint(worth.min(axis=1) * COST_UNIT), TOO_MUCH)
+            costs[:, :, at] = np.minimum(np.rint(price.min(axis=1) * COST_UNIT), TOO_MUCH)
             levels[:, :, at] = candidates[best, np.arange(bins)]
     if bins == MOST_BINS:  # the last is of all that has no level
         costs[:, -1], levels[:, -1] = (0, TOO_MUCH, 0, TOO_MUCH), (LARGEST + 1, LARGEST, LARGEST + 1, LARGEST)

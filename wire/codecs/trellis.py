@@ -58,7 +58,8 @@ def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """The rows, each one's class (-1: left out), what levels cost, and some of the rows, `some`: classes, -1 for all others."""
+    """The rows, each one's class (-1: left out), what levels cost, and some of the rows, `some`: classes, -1 for all others;
+    `worth`: λ."""
 
     values: Vector
     rows: RankRows
@@ -66,10 +67,11 @@ class Sample:
     classes: Ints
     some: Ints
     known: Known
+    worth: float
 
     def search(self, step: float, classes: Ints) -> tuple[Array, Ints, Ints]:
         """As `viterbi.search`."""
-        size, (costs, levels) = len(self.values), prices.of(self.known, self.largest / step)
+        size, (costs, levels) = len(self.values), prices.of(self.known, self.largest / step, self.worth)
         found: tuple[Array, Ints, Ints] = kernels.fastest(size, "viterbi").search(
             self.values, self.rows.starts, self.rows.lengths, classes, _inverse(step), costs, levels, rans.lanes(size)
         )
@@ -114,10 +116,10 @@ def _taught(
     """A sample with what levels cost in it, and a step for about `goal` bits of all rows."""
     estimate = rate.Estimate(survey)
     step = rate.solve(estimate, goal, 2 * finest)[0].step / 2
-    known = prices.guessed(survey, step)
+    known, worth = prices.guessed(survey, step), prices.worth(goal / len(values))
     for _ in range(LESSONS):
         classes, guess = survey.chosen(estimate.plan(step * RESERVE)), prices.guessed(survey, step)
-        sample = Sample(values, rows, largest, classes, _sampled(survey, rows, classes), known)
+        sample = Sample(values, rows, largest, classes, _sampled(survey, rows, classes), known, worth)
         _, counts, residuals = sample.search(step, sample.some)
         known = prices.learned(known, guess, counts, residuals)
         step = max(finest, step * min(max((sample.bits(counts) / goal) ** 0.4, 0.8), 1.25))
