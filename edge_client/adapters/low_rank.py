@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_client.adapters import Base, LowRank, Placement, whole_layout
 from wire import spec
-from wire.delta import Layout, Role, Tensor, Vector
+from wire.delta import Layout, Role, Tensor, Vector, layer_number
 from wire.errors import SpecError
 
 ALL = "all-linear"
@@ -35,16 +35,6 @@ def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> 
             kinds = sorted({module.rsplit(".", 1)[-1] for module in modules})
             raise SpecError(f"targets: no module {target!r} in this base; it has {', '.join(kinds)}")
     return {m: shape for m, shape in modules.items() if any(_matches(m, target) for target in targets)}
-
-
-def layer_number(module: str) -> int | None:
-    """The layer a module lies in, None outside of layers.
-
-    >>> layer_number("model.layers.12.mlp.up_proj")
-    12
-    """
-    numbers = [int(part) for part in module.split(".") if part.isdigit()]
-    return numbers[0] if numbers else None
 
 
 def _last(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:

@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from edge_client.adapters import Base, Placement
-from edge_client.adapters.low_rank import layer_number
-from wire.delta import Layout, Tensor, Vector
+from wire.delta import Layout, Tensor, Vector, layer_number
 from wire.errors import SpecError
 
 

@@ -129,7 +129,7 @@ class ToyEngine:
         errors[np.arange(len(wanted)), wanted] -= 1
         gradient = np.zeros_like(self._vector)
         for term, (a, b) in zip(self._terms, factors, strict=True):
-            scaled = errors * np.float32(np.float32(term.scale) / len(wanted))
+            scaled: Matrix = errors * np.float32(np.float32(term.scale) / len(wanted))
             down = np.zeros((BYTES, term.rank), np.float32)
             np.add.at(down, given, scaled @ b)
             _fill(gradient, term, down.T, scaled.T @ _entering(a, given))
