@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from edge_client import recording
+from edge_client.calls import Tell
 from edge_client.engines import Engine, Tokens
 from edge_client.methods import Draw, Trained
 from edge_client.releases import Held
@@ -25,8 +25,6 @@ from wire.run_spec import RunSpec
 from wire.scalars import Scalars, Trajectory
 from wire.split import Split
 
-Event = Callable[[str, dict[str, Any]], None]
-"""Told what happens, by name, with plain values: what progress bars and `--json` show."""
 HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
 LONGEST_PAUSE_S = 900.0
@@ -34,7 +32,7 @@ LONGEST_PAUSE_S = 900.0
 
 
 def participate(
-    connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Event
+    connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Tell
 ) -> None:
     """Take tasks of `runs` (all, if empty) until they have ended; with `stay`, until interrupted."""
     seen_active = bool(runs)
@@ -57,7 +55,7 @@ def participate(
                 return
 
 
-def take_part(connection: Connection, session: Session, state: DeviceState, task: Task, tell: Event) -> None:
+def take_part(connection: Connection, session: Session, state: DeviceState, task: Task, tell: Tell) -> None:
     """One task, from the release to the receipt."""
     state.begin(task)
     tell("task", {"run": task.run, "round": task.round, "attempt": task.attempt, "kind": task.kind})
@@ -76,7 +74,7 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
         state.end()
 
 
-def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Event) -> bool:
+def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Tell) -> bool:
     """An update that was written down but has no receipt: send it again. True if it was for this very task."""
     pending = state.pending(run)
     if pending is None:
@@ -86,7 +84,7 @@ def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: La
     return (pending.contribution.round, pending.contribution.attempt) == (task.round, task.attempt)
 
 
-def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Event) -> Pending:
+def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Tell) -> Pending:
     """Fetch, measure, train, encode: everything between the task and the first byte sent."""
     held = work.releases.fetch(connection, work.run, work.layout, work.initial, task.release_version)
     if held.release.digest != task.release_digest:
@@ -113,7 +111,7 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
 
 
 def _train(
-    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event
+    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Tell
 ) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
         connection.keep_current()
@@ -182,7 +180,7 @@ def _contribution(
 
 
 def _send(
-    connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Event
+    connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Tell
 ) -> None:
     """Send, and keep or drop what was written down by what the coordinator says: docs/errors.md."""
     mine = pending.contribution

@@ -11,7 +11,6 @@ from typing import Any
 
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
-from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
 from edge_client.methods import METHODS, Method
@@ -19,7 +18,7 @@ from edge_client.releases import Releases, Shelf
 from edge_client.transport import Connection
 from wire import spec
 from wire.codecs.chain import Chain
-from wire.delta import Layout, Vector
+from wire.delta import Layout, Vector, layer_number
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.messages import Task
 from wire.run_spec import RunSpec, check_mode

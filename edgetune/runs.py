@@ -129,7 +129,7 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
     publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
-    return connection.create_run(named, layout, adapter.initial(layout, named.seed))
+    return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:

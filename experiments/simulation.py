@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator import ingest, publish
@@ -16,7 +16,7 @@ from edge_client.session import batch_seed, fitting_method, settled
 from wire import spec
 from wire.codecs import State
 from wire.delta import Delta, Layout, Vector
-from wire.messages import Contribution, Metrics
+from wire.messages import Contribution, Metrics, ReleaseManifest
 from wire.run_spec import RunSpec
 from wire.scalars import Directions, Scalars, Step, Trajectory
 from wire.split import Split
@@ -37,6 +37,24 @@ class Spent:
         return Spent(*(a + b for a, b in zip(one, other, strict=True)))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sent:
+    """What one device sent in a round, and what that has cost."""
+
+    device: str
+    payload: bytes
+    examples: int
+    spent: Spent
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Published:
+    """A release, and the stored bytes that a device needs to go on from it."""
+
+    release: ReleaseManifest
+    blobs: tuple[bytes, ...]
+
+
 class Simulation:
     """One run. `devices` hold tokenized text; all of them take part in every round."""
 
@@ -49,7 +67,7 @@ class Simulation:
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
         first = self.adapter_row.initial(self.layout, self.run.seed)
-        self._release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
+        self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
 
     @property
@@ -61,22 +79,47 @@ class Simulation:
         """Every device trains from the newest release; their updates make the next one.
 
         Raises PayloadError for an update that a coordinator would refuse, such as one of training that diverged."""
-        accepted, spent = [], Spent()
-        for device, train in devices.items():
-            began = time.process_time()
-            trained = self._trained(device, train)
-            payload = self._encoded(device, trained.update)
-            spent += Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
-            accepted.append(self._contribution(device, payload, len(train)))
-        self._publish(accepted)
-        return spent
+        sent = [self.sent(device, train) for device, train in devices.items()]
+        self.publish(sent)
+        return sum((one.spent for one in sent), Spent())
+
+    def sent(self, device: str, train: Sequence[Tokens]) -> Sent:
+        """What a device sends that trains from the newest release."""
+        began = time.process_time()
+        trained = self._trained(device, train)
+        payload = self._encoded(device, trained.update)
+        spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
+        return Sent(device, payload, len(train), spent)
+
+    def publish(self, sent: Iterable[Sent]) -> Published:
+        """The next release, of what the devices sent. Raises PayloadError for an update that a coordinator would refuse."""
+        accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
+        made = publish.combine(self.rules, self.release, accepted, self._blobs)
+        for blob in made.blobs:
+            self._blobs.put(blob)
+        needed = made.release.step, made.release.delta, made.release.adapter
+        published = Published(made.release, tuple(bytes(self._blobs.get(d)) for d in needed if d is not None))
+        self.follow(published)
+        return published
+
+    def follow(self, published: Published) -> None:
+        """Go on from a release that was made here or in another process with the same run."""
+        for blob in published.blobs:
+            self._blobs.put(blob)
+        self.release = published.release
+        if self.release.step is not None:
+            step = Step.parse(self._blobs.get(self.release.step), self._state.directions)
+            self._state = self._state.after(step)
+        else:
+            adapter = publish.vector(self._blobs.get(self.release.adapter or ""), self.layout.size)
+            self._state = Trajectory.start(self._state.directions, self.layout, adapter, self.release.version)
 
     def payload_of(self, device: str, train: Sequence[Tokens]) -> bytes:
         """What `device` would send now."""
         return self._encoded(device, self._trained(device, train).update)
 
     def _trained(self, device: str, train: Sequence[Tokens]) -> Trained:
-        number = self._release.version + 1
+        number = self.release.version + 1
         key = self._state.directions.key(self.run.seed, number, device)
         draw = Draw(batch_seed(self.run, device, number), key, (number - 1) / self.run.rounds)
         return self.method.train(self.engine, self._state, train, draw)
@@ -89,30 +132,18 @@ class Simulation:
     @property
     def _fetched(self) -> int:
         """What a device that holds the release before fetches of this one: of coded releases and steps, what was added."""
-        release, whole = self._release, self.rules.snapshot_bytes
+        release, whole = self.release, self.rules.snapshot_bytes
         if release.version == 0 and self.rules.leads(0, 0):
             return 0
         added = release.step or release.delta
         return whole if added is None else min(whole, self._blobs.size(added))
 
     def _contribution(self, device: str, payload: bytes, examples: int) -> Contribution:
-        number, digest = self._release.version + 1, self._blobs.put(payload)
-        named = (self.run.base.digest, self._release.digest)
+        number, digest = self.release.version + 1, self._blobs.put(payload)
+        named = (self.run.base.digest, self.release.digest)
         mine = Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
         ingest.examine(mine, payload, self.rules)
         return mine
-
-    def _publish(self, accepted: list[Contribution]) -> None:
-        made = publish.combine(self.rules, self._release, accepted, self._blobs)
-        for blob in made.blobs:
-            self._blobs.put(blob)
-        self._release = made.release
-        if made.release.step is not None:
-            step = Step.parse(self._blobs.get(made.release.step), self._state.directions)
-            self._state = self._state.after(step)
-        else:
-            adapter = publish.vector(self._blobs.get(made.release.adapter or ""), self.layout.size)
-            self._state = Trajectory.start(self._state.directions, self.layout, adapter, made.release.version)
 
 
 def _named(wanted: RunSpec, base: Any) -> Any:

@@ -35,8 +35,9 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
         tuned[place.start] = _gain(model.get_submodule(module), device)
     if placement.linears:
         model = _with_lora(model, placement)
-        for module, part in placement.linears.items():
-            tuned |= _low_rank(model.base_model.model.get_submodule(module), part, device)
+        for module, terms in placement.linears.items():
+            for number, term in enumerate(terms):
+                tuned |= _low_rank(model.base_model.model.get_submodule(module), _term(number), term, device)
     return model, [tuned[place.start] for _, place in layout.slices()]
 
 
@@ -75,24 +76,42 @@ def _put(model: Any, name: str, module: nn.Module) -> None:
 
 
 def _with_lora(model: Any, placement: Placement) -> Any:
+    """peft's model with an adapter for each number of a term, all of them active."""
     import peft
 
-    config = peft.LoraConfig(
-        r=placement.rank,
-        lora_alpha=placement.scale * placement.rank,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=list(placement.linears),
+    numbers = range(max(map(len, placement.linears.values())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
+        made = peft.get_peft_model(model, _config(placement, 0), adapter_name=_term(0))
+        for number in numbers[1:]:
+            made.add_adapter(_term(number), _config(placement, number))
+    made.base_model.set_adapter([_term(number) for number in numbers])
+    return made
+
+
+def _term(number: int) -> str:
+    """What peft calls the adapter of a term."""
+    return f"term_{number}" if number else "default"
+
+
+def _config(placement: Placement, number: int) -> Any:
+    import peft
+
+    having = {module: terms[number] for module, terms in placement.linears.items() if len(terms) > number}
+    term = next(iter(having.values()))
+    return peft.LoraConfig(
+        r=term.rank,
+        lora_alpha=term.scale * term.rank,  # type: ignore[arg-type]  # peft takes any number
+        target_modules=list(having),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
-        return peft.get_peft_model(model, config)
 
 
-def _low_rank(layer: Any, part: LowRank, device: torch.device) -> dict[int, Any]:
-    """Fill peft's factors of one layer; the tuned ones by where they start in the flat vector."""
-    a, b = layer.lora_A["default"], layer.lora_B["default"]
+def _low_rank(layer: Any, name: str, part: LowRank, device: torch.device) -> dict[int, Any]:
+    """Fill peft's factors of one term of a layer; the tuned ones by where they start in the flat vector."""
+    a, b = layer.lora_A[name], layer.lora_B[name]
     tuned = {}
     for factor, place in ((a, part.a), (b, part.b)):
         if isinstance(place, slice):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_client.adapters import ADAPTERS, Adapter
+from edge_client.adapters import ADAPTERS, Adapter, whole_layout
 from edge_client.data import Example, Message
 from edge_client.engines import Tokens, onnx_graph
 from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory
@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, dict[str, Any]] = {
     "lora": {"id": "lora", "rank": 4},
     "lora-b": {"id": "lora", "rank": 4, "tuned": "B", "targets": ["q_proj", "down_proj"]},
+    "lora-terms": {"id": "lora", "rank": 4, "history": 2, "keeps": "pair", "start": "leading"},
     "lora_sb": {"id": "lora_sb", "rank": 4},
     "norms": {"id": "norms"},
     "norms-last": {"id": "norms", "layers": 1},
@@ -57,9 +58,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, QuantizedBase]:
 
 
 def moved(adapter: Adapter, base: QuantizedBase) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    layout = adapter.layout(base)
+    layout = whole_layout(adapter, base)
     chance = np.random.Generator(np.random.Philox(key=3))
-    start = adapter.initial(layout, 5)
+    start = adapter.initial(layout, 5, base)
     return [start + np.float32(0.05 * k) * chance.standard_normal(layout.size).astype(np.float32) for k in range(3)]
 
 
@@ -68,7 +69,7 @@ def moved(adapter: Adapter, base: QuantizedBase) -> list[np.ndarray[Any, np.dtyp
 def test_both_engines_find_the_same_losses(bases: dict[str, QuantizedBase], model: str, tuned: str) -> None:
     adapter: Adapter = spec.build(ADAPTERS, TABLES[tuned])
     base = bases[model]
-    layout = adapter.layout(base)
+    layout = whole_layout(adapter, base)
     fast, slow = OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)
     batch = fast.tokenize(EXAMPLES, 48)
     assert [t.ids.tolist() for t in batch] == [t.ids.tolist() for t in slow.tokenize(EXAMPLES, 48)]
