@@ -77,7 +77,7 @@ def side_by_side(work: Callable[[T], Any], given: Iterable[T], most: int) -> Ite
     try:
         while True:
             for one in islice(left, most - len(running)):
-                answer = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when it has been read
+                answer: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when it has been read
                 running.add(pid := _started(work, one, answer))
                 said.append((pid, answer))
             if not said:
