@@ -27,7 +27,7 @@ def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> 
 
     Raises SpecError for a name that no module has.
     """
-    modules = _last(base.linears(), layers)
+    modules = last_layers(base.linears(), layers)
     if targets == ALL:
         return modules
     for target in targets:
@@ -37,7 +37,8 @@ def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> 
     return {m: shape for m, shape in modules.items() if any(_matches(m, target) for target in targets)}
 
 
-def _last(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:
+def last_layers(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:
+    """The modules of the last `layers` layers; None: all."""
     if layers is None:
         return dict(modules)
     first = 1 + max((layer_number(m) or 0 for m in modules), default=0) - layers
