@@ -98,6 +98,9 @@ class Adapter(Protocol):
     def placement(self, base: Base) -> Placement:
         """Where the vector of the whole layout enters the model."""
 
+    def narrowed(self, rank: int) -> Adapter:
+        """The same adapter on a device that has at most `rank` entries along rank axes; scales are those of the full rank."""
+
 
 ADAPTERS: Mapping[str, str] = {
     "lora": "edge_client.adapters.low_rank:LoraFactors",

@@ -90,9 +90,9 @@ class LoraFactors:
     layers: int | None = None
     tuned: Literal["A and B", "B"] = "A and B"
     seed: int = 0
-    history: int | None = dataclasses.field(default=None, metadata=spec.since(3))
-    keeps: Literal["B", "pair"] | None = dataclasses.field(default=None, metadata=spec.since(3))
-    start: Literal["leading"] | None = dataclasses.field(default=None, metadata=spec.since(3))
+    history: int | None = dataclasses.field(default=None, metadata=spec.LATER)
+    keeps: Literal["B", "pair"] | None = dataclasses.field(default=None, metadata=spec.LATER)
+    start: Literal["leading"] | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
@@ -102,6 +102,10 @@ class LoraFactors:
             raise ValueError("history must lie between 1 and 65,536")
         if self.tuned == "B" and (self.keeps == "B" or self.start is not None):
             raise ValueError('tuned = "B" fixes A by a seed and sends B: neither keeps = "B" nor a start goes with it')
+
+    def narrowed(self, rank: int) -> LoraFactors:
+        rank = min(rank, self.rank)
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
     def layout(self, base: Base) -> Layout:
         shapes = targeted(base, self.targets, self.layers)
@@ -209,6 +213,10 @@ class LoraCore:
     def __post_init__(self) -> None:
         check_sizes(self.rank, self.alpha, self.layers)
         check_targets(self.targets)
+
+    def narrowed(self, rank: int) -> LoraCore:
+        rank = min(rank, self.rank)
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
     def layout(self, base: Base) -> Layout:
         modules = targeted(base, self.targets, self.layers)
