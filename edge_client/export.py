@@ -1,4 +1,5 @@
-"""A release taken home: a peft adapter folder beside its base, or one merged Hugging Face model. Needs no torch."""
+"""A release taken home: a peft adapter folder beside its base, one merged Hugging Face model, or a folder with a loader of its
+own. Needs no torch."""
 
 from __future__ import annotations
 
@@ -39,8 +40,10 @@ def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, ou
     """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists, or for
     an adapter that is no LoRA."""
     found = _exportable(base)
-    if placement.gains:
-        raise UserError("tuned norms are no LoRA; write the whole model with --to merged")
+    if placement.bottlenecks:
+        raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
+    if not placement.linears:
+        raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
     factors: dict[str, Vector] = {}
     for module, terms in placement.linears.items():
         a, b = _stacked(found, module, terms, vector)
@@ -78,12 +81,18 @@ def _stacked(base: QuantizedBase, module: str, terms: tuple[LowRank, ...], vecto
 def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
     """A plain Hugging Face folder: base + scale * B A of every term in float32. Raises UserError if `out` exists."""
     found = _exportable(base)
+    if placement.bottlenecks:
+        raise UserError(
+            "a bottleneck adapter is no part of any weight; write a folder with its own loader with --to torch"
+        )
 
     def merged(name: str) -> Any:
         module = name.removesuffix(".weight")
         weight = found.dequantized(name)
         if module in placement.gains:
             return weight * (1 + vector[placement.gains[module]])
+        if (biased := name.removesuffix(".bias")) in placement.biases and name != biased:
+            return weight + vector[placement.biases[biased]]
         if module not in placement.linears:
             return weight
         for term in placement.linears[module]:
@@ -93,6 +102,20 @@ def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, 
 
     with _aside(out) as folder:
         _model(found, folder, merged)
+
+
+def to_torch(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
+    """A folder that loads itself (`load.py`), for bottleneck adapters, which nobody else knows. Raises UserError if `out`
+    exists, or for another adapter."""
+    found = _exportable(base)
+    if not placement.bottlenecks:
+        raise UserError("only bottleneck adapters need a loader of their own; use --to peft or --to merged")
+    with _aside(out) as folder:
+        (folder / "base").mkdir()
+        _model(found, folder / "base", found.dequantized)
+        declared = {tensor.name: ("F32", tensor.shape) for tensor in layout.tensors}
+        tensors.write(folder / "adapter.safetensors", declared, layout.split(vector).values())
+        shutil.copyfile(Path(__file__).with_name("taken_home.py"), folder / "load.py")
 
 
 def _exportable(base: Base) -> QuantizedBase:

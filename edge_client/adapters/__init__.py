@@ -24,6 +24,9 @@ class Base(Protocol):
     def norms(self) -> Mapping[str, int]:
         """Module name -> width of every norm with a gain, in the model's order."""
 
+    def biases(self) -> Mapping[str, int]:
+        """Module name -> width of every linear layer's bias."""
+
     def dequantized(self, name: str) -> Any:
         """A tensor as float32."""
 
@@ -49,12 +52,28 @@ class LowRank:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Bottleneck:
+    """What a linear layer gives, y, becomes y + up · gelu(down · y): places of `down` [width, out] and `up` [out, width]."""
+
+    width: int
+    down: slice
+    up: slice
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Placement:
     """Where a model uses the flat vector of the whole layout (`whole_layout`): low-rank terms, which are added up, by linear
-    module, and what is added to gains by norm module. The terms of one number have one rank and one scale in all modules."""
+    module; what gains grow by, by norm module; what is added to biases and what follows layers, by linear module. The terms of
+    one number have one rank and one scale in all modules."""
 
     linears: Mapping[str, tuple[LowRank, ...]] = dataclasses.field(default_factory=dict)
     gains: Mapping[str, slice] = dataclasses.field(default_factory=dict)
+    biases: Mapping[str, slice] = dataclasses.field(default_factory=dict)
+    bottlenecks: Mapping[str, Bottleneck] = dataclasses.field(default_factory=dict)
+
+    def modules(self) -> set[str]:
+        """All that is changed by something."""
+        return {*self.linears, *self.gains, *self.biases, *self.bottlenecks}
 
 
 class Adapter(Protocol):
@@ -79,10 +98,15 @@ class Adapter(Protocol):
     def placement(self, base: Base) -> Placement:
         """Where the vector of the whole layout enters the model."""
 
+    def narrowed(self, rank: int) -> Adapter:
+        """The same adapter on a device that has at most `rank` entries along rank axes; scales are those of the full rank."""
+
 
 ADAPTERS: Mapping[str, str] = {
     "lora": "edge_client.adapters.low_rank:LoraFactors",
     "lora_sb": "edge_client.adapters.low_rank:LoraCore",
+    "biases": "edge_client.adapters.biases:Biases",
+    "bottleneck": "edge_client.adapters.bottlenecks:Bottlenecks",
     "norms": "edge_client.adapters.norms:NormGains",
 }
 

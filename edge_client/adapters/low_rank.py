@@ -27,7 +27,7 @@ def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> 
 
     Raises SpecError for a name that no module has.
     """
-    modules = _last(base.linears(), layers)
+    modules = last_layers(base.linears(), layers)
     if targets == ALL:
         return modules
     for target in targets:
@@ -37,7 +37,8 @@ def targeted(base: Base, targets: tuple[str, ...] | str, layers: int | None) -> 
     return {m: shape for m, shape in modules.items() if any(_matches(m, target) for target in targets)}
 
 
-def _last(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:
+def last_layers(modules: Mapping[str, tuple[int, int]], layers: int | None) -> dict[str, tuple[int, int]]:
+    """The modules of the last `layers` layers; None: all."""
     if layers is None:
         return dict(modules)
     first = 1 + max((layer_number(m) or 0 for m in modules), default=0) - layers
@@ -89,9 +90,9 @@ class LoraFactors:
     layers: int | None = None
     tuned: Literal["A and B", "B"] = "A and B"
     seed: int = 0
-    history: int | None = dataclasses.field(default=None, metadata=spec.since(3))
-    keeps: Literal["B", "pair"] | None = dataclasses.field(default=None, metadata=spec.since(3))
-    start: Literal["leading"] | None = dataclasses.field(default=None, metadata=spec.since(3))
+    history: int | None = dataclasses.field(default=None, metadata=spec.LATER)
+    keeps: Literal["B", "pair"] | None = dataclasses.field(default=None, metadata=spec.LATER)
+    start: Literal["leading"] | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
@@ -101,6 +102,10 @@ class LoraFactors:
             raise ValueError("history must lie between 1 and 65,536")
         if self.tuned == "B" and (self.keeps == "B" or self.start is not None):
             raise ValueError('tuned = "B" fixes A by a seed and sends B: neither keeps = "B" nor a start goes with it')
+
+    def narrowed(self, rank: int) -> LoraFactors:
+        rank = min(rank, self.rank)
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
     def layout(self, base: Base) -> Layout:
         shapes = targeted(base, self.targets, self.layers)
@@ -208,6 +213,10 @@ class LoraCore:
     def __post_init__(self) -> None:
         check_sizes(self.rank, self.alpha, self.layers)
         check_targets(self.targets)
+
+    def narrowed(self, rank: int) -> LoraCore:
+        rank = min(rank, self.rank)
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
     def layout(self, base: Base) -> Layout:
         modules = targeted(base, self.targets, self.layers)

@@ -24,6 +24,9 @@ class NormGains:
         if self.layers is not None and self.layers < 1:
             raise ValueError("layers must be at least 1")
 
+    def narrowed(self, rank: int) -> NormGains:
+        return self
+
     def layout(self, base: Base) -> Layout:
         widths = base.norms()
         if not widths:

@@ -259,7 +259,7 @@ class Kept:
 
 def first_tuned(placement: Placement, layers: int) -> int:
     """The first layer that an adapter changes; `layers` if it changes none (the last norm alone, say)."""
-    numbers = [layer_number(module) for module in (*placement.linears, *placement.gains)]
+    numbers = [layer_number(module) for module in placement.modules()]
     return min((n for n in numbers if n is not None), default=layers)
 
 

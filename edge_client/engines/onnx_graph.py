@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.adapters import LowRank, Placement
+from edge_client.adapters import Bottleneck, LowRank, Placement
 from edge_client.engines.onnx_file import CONTRIB, External, Graph
 from quantize import QuantizedBase
 from wire.delta import Layout
@@ -239,9 +239,17 @@ class _Body:
         y = self._frozen(f"{module}.weight", x)
         if f"{module}.bias" in self._names:
             y = g.add("Add", [y, _external(g, self._base, f"{module}.bias", "")])
+        if (bias := self._placement.biases.get(module)) is not None:
+            y = g.add("Add", [y, self._parts[bias.start]])
         for term in self._placement.linears.get(module, ()):
             y = g.add("Add", [y, self._low_rank(term, x)])
-        return y
+        following = self._placement.bottlenecks.get(module)
+        return y if following is None else g.add("Add", [y, self._bottleneck(following, y)])
+
+    def _bottleneck(self, part: Bottleneck, y: str) -> str:
+        g = self._graph
+        inner = g.add("Gelu", [g.add("MatMul", [y, self._transposed(part.down)])])
+        return g.add("MatMul", [inner, self._transposed(part.up)])
 
     def _low_rank(self, tuned: LowRank, x: str) -> str:
         g = self._graph

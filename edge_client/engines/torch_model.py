@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from edge_client.adapters import LowRank, Placement
+from edge_client.engines import torch_added
 from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
 from wire.delta import Layout
@@ -20,8 +21,8 @@ from wire.errors import BaseModelError
 def build(base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device) -> tuple[Any, list[Any]]:
     """A model with float32 adapters on a frozen quantized base, and the tuned parameters in the layout's order.
 
-    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms. No float
-    copy of the base is made.
+    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
+    bottlenecks as hooks of the layers. No float copy of the base is made.
     """
     _quiet()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -33,6 +34,10 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
     tuned: dict[int, Any] = {}
     for module, place in placement.gains.items():
         tuned[place.start] = _gain(model.get_submodule(module), device)
+    for module, place in placement.biases.items():
+        tuned[place.start] = torch_added.bias(model.get_submodule(module), device)
+    for module, bottleneck in placement.bottlenecks.items():
+        tuned |= torch_added.bottleneck(model.get_submodule(module), bottleneck, device)
     if placement.linears:
         model = _with_lora(model, placement)
         for module, terms in placement.linears.items():

@@ -38,6 +38,9 @@ class ToyBase:
     def norms(self) -> Mapping[str, int]:
         return {}
 
+    def biases(self) -> Mapping[str, int]:
+        return {}
+
     def dequantized(self, name: str) -> Matrix:
         return np.zeros((BYTES, BYTES), np.float32)
 

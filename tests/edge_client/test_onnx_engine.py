@@ -39,6 +39,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "lora-b": {"id": "lora", "rank": 4, "tuned": "B", "targets": ["q_proj", "down_proj"]},
     "lora-terms": {"id": "lora", "rank": 4, "history": 2, "keeps": "pair", "start": "leading"},
     "lora_sb": {"id": "lora_sb", "rank": 4},
+    "bottleneck": {"id": "bottleneck", "width": 4},
     "norms": {"id": "norms"},
     "norms-last": {"id": "norms", "layers": 1},
 }
@@ -77,6 +78,16 @@ def test_both_engines_find_the_same_losses(bases: dict[str, QuantizedBase], mode
     found, wanted = fast.losses(batch, adapters), slow.losses(batch, adapters)
     assert np.abs(found - wanted).max() < 1e-3
     assert np.ptp(wanted) > 1e-3, "the adapter changes nothing: the test could not fail"
+
+
+def test_both_engines_find_the_same_losses_under_tuned_biases(bases: dict[str, QuantizedBase]) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, {"id": "biases"})
+    for base in (bases["llama-biases-untied"], bases["qwen2"]):
+        layout = adapter.layout(base)
+        fast, slow = OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)
+        batch, adapters = fast.tokenize(EXAMPLES, 48), moved(adapter, base)
+        wanted = slow.losses(batch, adapters)
+        assert np.abs(fast.losses(batch, adapters) - wanted).max() < 1e-3 < np.ptp(wanted)
 
 
 def test_adapters_together_and_one_by_one_give_the_same(bases: dict[str, QuantizedBase]) -> None:
