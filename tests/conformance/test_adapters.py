@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from edge_client.adapters import ADAPTERS, Adapter, whole_layout
+from edge_client.adapters.low_rank import LoraFactors
 from edge_client.engines import Optimizer, tuned_numbers
 from edge_client.engines.torch_engine import TorchEngine
+from edge_client.view import View
 from quantize import QuantizedBase
 from quantize.base_model import build
 from tests.edge_client.test_torch_engine import batch
 from tests.models import tiny_llama
 from wire import spec
 from wire.delta import Layout, Vector
+from wire.portions import Portion
 
 TABLES: dict[str, dict[str, Any]] = {
     "lora": {"id": "lora", "rank": 4},
@@ -66,6 +69,19 @@ def test_it_starts_with_the_same_bits_and_another_seed_lays_out_the_same(name: s
     assert layout == whole_layout(row_of(name), base)
     assert np.array_equal(row.initial(layout, 5, base), row_of(name).initial(layout, 5, base))
     assert row.initial(layout, 5, base).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", [*ADAPTERS, "fixed A"])
+def test_a_device_of_smaller_rank_computes_what_the_first_entries_say(name: str, base: QuantizedBase) -> None:
+    row = LoraFactors(rank=4, tuned="B") if name == "fixed A" else row_of(name)
+    view, layout = View(row.layout(base), rank=2), row.layout(base)
+    small = away(row, layout, base)
+    narrow = Portion(tuple(range(len(layout.tensors))), 2)
+    cut = narrow.put(narrow.take(small, layout), layout)
+    whole, narrowed = engine(row, base), engine(row.narrowed(2), base)
+    assert view.layout == narrowed.layout
+    found = narrowed.losses(batch(), [narrow.take(small, layout)])
+    assert found == pytest.approx(whole.losses(batch(), [cut]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
