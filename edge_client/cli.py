@@ -95,6 +95,7 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
     )
+    parser.add_argument("--rank", type=positive, metavar="N", help="at most this rank, in runs that let devices choose")
     _state_arguments(parser)
     _compute_arguments(parser)
 
@@ -218,7 +219,7 @@ def _join(args: argparse.Namespace) -> int:
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
-    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
+    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank)
     try:
         with _progress(args.json) as tell, _connection(args, state.folder, tell) as connection:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)

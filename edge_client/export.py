@@ -1,4 +1,5 @@
-"""A release taken home: a peft adapter folder beside its base, or one merged Hugging Face model. Needs no torch."""
+"""A release taken home: a peft adapter folder beside its base, one merged Hugging Face model, or a folder with a loader of its
+own. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.adapters import Base, LowRank, Placement, parts
+from edge_client.adapters import Base, LowRank, Placement
 from quantize import QuantizedBase, tensors
 from wire.delta import Layout, Vector
 from wire.errors import MachineError, UserError
@@ -39,12 +40,16 @@ def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, ou
     """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists, or for
     an adapter that is no LoRA."""
     found = _exportable(base)
-    if placement.gains:
-        raise UserError("tuned norms are no LoRA; write the whole model with --to merged")
+    if placement.bottlenecks:
+        raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
+    if not placement.linears:
+        raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
     factors: dict[str, Vector] = {}
-    for module, part in placement.linears.items():
-        a, b = _factors(found, module, part, placement, vector)
+    for module, terms in placement.linears.items():
+        a, b = _stacked(found, module, terms, vector)
         factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+    terms = next(iter(placement.linears.values()))
+    rank = sum(term.rank for term in terms)
     with _aside(out) as folder:
         (folder / "base").mkdir()
         _model(found, folder / "base", found.dequantized)
@@ -54,8 +59,8 @@ def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, ou
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": str((out / "base").resolve()),
-            "r": placement.rank,
-            "lora_alpha": placement.scale * placement.rank,
+            "r": rank,
+            "lora_alpha": terms[0].scale * rank,
             "target_modules": list(placement.linears),
             "lora_dropout": 0.0,
             "bias": "none",
@@ -65,32 +70,52 @@ def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, ou
         (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
 
 
-def _factors(
-    base: QuantizedBase, module: str, part: LowRank, placement: Placement, vector: Vector
-) -> tuple[Vector, Vector]:
-    """A [rank, in] and B [out, rank] of one layer; a core goes into A."""
-    rows, columns = base.shape(f"{module}.weight")
-    a = parts(part.a, vector, (placement.rank, columns))
-    core = parts(part.core, vector, (placement.rank, placement.rank))
-    return (a if core is None else core @ a), parts(part.b, vector, (rows, placement.rank))
+def _stacked(base: QuantizedBase, module: str, terms: tuple[LowRank, ...], vector: Vector) -> tuple[Vector, Vector]:
+    """A [ranks, in] and B [out, ranks] of all terms of a layer as one, of the first one's scale."""
+    found = [term.factors(vector, *base.shape(f"{module}.weight")) for term in terms]
+    scales = [np.float32(term.scale / terms[0].scale) for term in terms]
+    b = [b * scale for (_, b), scale in zip(found, scales, strict=True)]
+    return np.concatenate([a for a, _ in found]), np.concatenate(b, axis=1)
 
 
 def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
-    """A plain Hugging Face folder: base + scale * B A in float32. Raises UserError if `out` exists."""
-    found, scale = _exportable(base), np.float32(placement.scale)
+    """A plain Hugging Face folder: base + scale * B A of every term in float32. Raises UserError if `out` exists."""
+    found = _exportable(base)
+    if placement.bottlenecks:
+        raise UserError(
+            "a bottleneck adapter is no part of any weight; write a folder with its own loader with --to torch"
+        )
 
     def merged(name: str) -> Any:
         module = name.removesuffix(".weight")
         weight = found.dequantized(name)
         if module in placement.gains:
             return weight * (1 + vector[placement.gains[module]])
+        if (biased := name.removesuffix(".bias")) in placement.biases and name != biased:
+            return weight + vector[placement.biases[biased]]
         if module not in placement.linears:
             return weight
-        a, b = _factors(found, module, placement.linears[module], placement, vector)
-        return weight + scale * (b @ a)
+        for term in placement.linears[module]:
+            a, b = term.factors(vector, *weight.shape)
+            weight = weight + np.float32(term.scale) * (b @ a)
+        return weight
 
     with _aside(out) as folder:
         _model(found, folder, merged)
+
+
+def to_torch(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
+    """A folder that loads itself (`load.py`), for bottleneck adapters, which nobody else knows. Raises UserError if `out`
+    exists, or for another adapter."""
+    found = _exportable(base)
+    if not placement.bottlenecks:
+        raise UserError("only bottleneck adapters need a loader of their own; use --to peft or --to merged")
+    with _aside(out) as folder:
+        (folder / "base").mkdir()
+        _model(found, folder / "base", found.dequantized)
+        declared = {tensor.name: ("F32", tensor.shape) for tensor in layout.tensors}
+        tensors.write(folder / "adapter.safetensors", declared, layout.split(vector).values())
+        shutil.copyfile(Path(__file__).with_name("taken_home.py"), folder / "load.py")
 
 
 def _exportable(base: Base) -> QuantizedBase:

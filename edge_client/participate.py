@@ -14,6 +14,7 @@ from edge_client.releases import Held
 from edge_client.session import Session, Work, batch_seed
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
+from edge_client.view import View, send_part
 from wire import spec
 from wire.codecs import State
 from wire.codecs.chain import Chain
@@ -21,6 +22,7 @@ from wire.contract import Action, after
 from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
+from wire.portions import Portion
 from wire.run_spec import RunSpec
 from wire.scalars import Scalars, Trajectory
 from wire.split import Split
@@ -90,17 +92,19 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
     state.saw(held.release)
-    before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
+    start = work.view.enter(held.trajectory, state.own(work.run, work.own))
+    before = _held_out_loss(work.engine, start.adapter, work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {}, task.release_version)
-    trained = _train(connection, state, work, task, held.trajectory, tell)
+    portion = work.view.portion(task.round, state.device)
+    trained = _train(connection, state, work, task, start, portion, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
     if work.record is not None and isinstance(trained.update, Delta):
-        recording.write(work.record, trained.update, task, state.device)
+        recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
     kept = state.codec_state(work.run, task.release_version)
-    payload, codec_state = encoded(trained.update, work.layout, work.codec, kept)
+    payload, codec_state = encoded(trained.update, work.view, portion, work.codec, kept)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
-    return Pending(mine, payload, codec_state, task.release_version)
+    return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
 
 
 def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
@@ -111,27 +115,37 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
 
 
 def _train(
-    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Tell
+    connection: Connection,
+    state: DeviceState,
+    work: Work,
+    task: Task,
+    start: Trajectory,
+    portion: Portion | None,
+    tell: Tell,
 ) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
         connection.keep_current()
         tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
 
     key = start.directions.key(work.run.seed, task.round, state.device)
-    draw = Draw(batch_seed(work.run, state.device, task.round), key, (task.round - 1) / work.run.rounds)
+    done = (task.round - 1) / work.run.rounds
+    draw = Draw(batch_seed(work.run, state.device, task.round), key, done, work.view.tuned(portion))
     return work.method.train(work.engine, start, work.train, draw, progress)
 
 
 def encoded(
-    update: Delta | Scalars | Split, layout: Layout, codec: Chain | None, kept: State | None
+    update: Delta | Scalars | Split, view: View, portion: Portion | None, codec: Chain | None, kept: State | None
 ) -> tuple[bytes, State]:
     """The payload in the form of the update, and the codec state that its receipt will confirm."""
     if isinstance(update, Scalars):
-        return update.encode(layout), {}
+        return update.encode(view.shared), {}
     assert codec is not None, "a method that makes deltas is given to runs with a codec alone"
     if isinstance(update, Split):
         return update.encode(codec, codec_state(codec, update.delta.layout, kept))
-    return codec.encode(update, codec_state(codec, update.layout, kept))
+    delta = view.shared_delta(update)
+    if portion is not None and view.rule is not None:
+        return send_part(delta, portion, view.rule.rest, codec, kept)
+    return codec.encode(delta, codec_state(codec, delta.layout, kept))
 
 
 def codec_state(codec: Chain, layout: Layout, kept: State | None) -> State:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator import ingest, publish
 from coordinator.stores.memory import MemoryBlobs
+from edge_client.adapters import Adapter
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained
 from edge_client.participate import encoded
-from edge_client.session import batch_seed, fitting_method, settled
+from edge_client.session import batch_seed, fitting_method, settled, view_of
+from edge_client.view import View
 from wire import spec
 from wire.codecs import State
-from wire.delta import Delta, Layout, Vector
+from wire.delta import Layout, Vector
 from wire.messages import Contribution, Metrics, ReleaseManifest
 from wire.run_spec import RunSpec
-from wire.scalars import Directions, Scalars, Step, Trajectory
-from wire.split import Split
+from wire.scalars import Directions, Step, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +58,30 @@ class Published:
 
 
 class Simulation:
-    """One run. `devices` hold tokenized text; all of them take part in every round."""
+    """One run. `devices` hold tokenized text; all of them take part in every round. `ranks` are of devices that tune less than
+    the run's, where it lets them choose: an engine for each rank, over one base in memory."""
 
-    def __init__(self, wanted: RunSpec, base: Any, engine_class: Any, threads: int, max_memory: int | None) -> None:
+    def __init__(
+        self,
+        wanted: RunSpec,
+        base: Any,
+        engine_class: Any,
+        threads: int,
+        max_memory: int | None,
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
         self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
         self.layout: Layout = self.adapter_row.layout(base)
         self.method: Method = fitting_method(self.run, engine_class)
-        self.engine = engine_class.load(base, self.adapter_row, self.layout, max_memory, threads=threads)
+        self._load = functools.partial(_loaded, engine_class, base, max_memory, threads)
+        self._base, self._ranks, self._engines = base, ranks or {}, dict[int | None, Any]()
+        self._views: dict[str, View] = {}
+        self._own: dict[str, Vector] = {}
+        self.engine = self.engine_of("")
         self.rules = publish.rules(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
-        first = self.adapter_row.initial(self.layout, self.run.seed)
+        first = self.adapter_row.initial(self.layout, self.run.seed, base)
         self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
 
@@ -74,6 +89,33 @@ class Simulation:
     def adapter(self) -> Vector:
         """The newest release's adapter, float32 [layout.size]."""
         return self._state.adapter
+
+    def view_of(self, device: str) -> View:
+        """What `device` sees of the run's adapter."""
+        if device not in self._views:
+            self._views[device] = view_of(self.run, self.adapter_row, self._base, self._ranks.get(device))
+        return self._views[device]
+
+    def engine_of(self, device: str) -> Any:
+        """The engine of `device`, and of all of its rank."""
+        view = self.view_of(device)
+        if view.rank not in self._engines:
+            self._engines[view.rank] = self._load(self._row(view), view.layout)
+        return self._engines[view.rank]
+
+    def adapter_of(self, device: str) -> Vector:
+        """What `device` computes with: the newest release as it sees it, and what is its own; for `engine_of(device)`."""
+        return self._start(device).adapter
+
+    def _row(self, view: View) -> Adapter:
+        return self.adapter_row if view.rank is None else self.adapter_row.narrowed(view.rank)
+
+    def _start(self, device: str) -> Trajectory:
+        view = self.view_of(device)
+        if device not in self._own:
+            first = self._row(view).initial(view.layout, self.run.seed, self._base)
+            self._own[device] = view.own(first)
+        return view.enter(self._state, self._own[device])
 
     def round(self, devices: Mapping[str, Sequence[Tokens]]) -> Spent:
         """Every device trains from the newest release; their updates make the next one.
@@ -86,8 +128,7 @@ class Simulation:
     def sent(self, device: str, train: Sequence[Tokens]) -> Sent:
         """What a device sends that trains from the newest release."""
         began = time.process_time()
-        trained = self._trained(device, train)
-        payload = self._encoded(device, trained.update)
+        payload, trained = self._payload(device, train)
         spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
         return Sent(device, payload, len(train), spent)
 
@@ -116,18 +157,19 @@ class Simulation:
 
     def payload_of(self, device: str, train: Sequence[Tokens]) -> bytes:
         """What `device` would send now."""
-        return self._encoded(device, self._trained(device, train).update)
+        return self._payload(device, train)[0]
 
-    def _trained(self, device: str, train: Sequence[Tokens]) -> Trained:
-        number = self.release.version + 1
-        key = self._state.directions.key(self.run.seed, number, device)
-        draw = Draw(batch_seed(self.run, device, number), key, (number - 1) / self.run.rounds)
-        return self.method.train(self.engine, self._state, train, draw)
-
-    def _encoded(self, device: str, update: Delta | Scalars | Split) -> bytes:
+    def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
+        number, view, start = self.release.version + 1, self.view_of(device), self._start(device)
+        portion = view.portion(number, device)
+        key = start.directions.key(self.run.seed, number, device)
+        done = (number - 1) / self.run.rounds
+        draw = Draw(batch_seed(self.run, device, number), key, done, view.tuned(portion))
+        trained = self.method.train(self.engine_of(device), start, train, draw)
         kept = self._codec_states.get(device)
-        payload, self._codec_states[device] = encoded(update, self.layout, self.rules.codec, kept)
-        return payload
+        payload, self._codec_states[device] = encoded(trained.update, view, portion, self.rules.codec, kept)
+        self._own[device] = view.own(trained.adapter)
+        return payload, trained
 
     @property
     def _fetched(self) -> int:
@@ -144,6 +186,10 @@ class Simulation:
         mine = Contribution(device, self.run.name, number, 1, digest, len(payload), examples, *named, Metrics())
         ingest.examine(mine, payload, self.rules)
         return mine
+
+
+def _loaded(engine_class: Any, base: Any, max_memory: int | None, threads: int, row: Adapter, layout: Layout) -> Any:
+    return engine_class.load(base, row, layout, max_memory, threads=threads)
 
 
 def _named(wanted: RunSpec, base: Any) -> Any:

@@ -52,6 +52,10 @@ class QuantizedBase:
         found = [(name.removesuffix(".weight"), self.shape(name)) for name in self.names() if is_norm(name)]
         return {module: shape[0] for module, shape in sorted(found, key=lambda item: _natural(item[0]))}
 
+    def biases(self) -> Mapping[str, int]:
+        """Module name -> width of every linear layer's bias."""
+        return {m: rows for m, (rows, _) in self.linears().items() if f"{m}.bias" in self._manifest["tensors"]}
+
     def names(self) -> list[str]:
         return list(self._manifest["tensors"])
 

@@ -23,6 +23,17 @@ RANK_AXES: Mapping[Role, tuple[int, ...]] = {
 HISTORY: frozenset[Role] = frozenset({"history_A", "history_B"})
 """Roles of what no device tunes: an aggregator keeps there what earlier rounds came to."""
 
+
+def layer_number(name: str) -> int | None:
+    """The layer that a module or tensor lies in, None outside of layers.
+
+    >>> layer_number("model.layers.12.mlp.up_proj")
+    12
+    """
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    return numbers[0] if numbers else None
+
+
 MAX_PARAMETERS = 1 << 28
 """Entries of the largest layout either end accepts (1 GiB of float32)."""
 MAX_TENSORS = 20_000

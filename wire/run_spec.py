@@ -143,6 +143,7 @@ class RunSpec:
     Two forms of update travel: a delta, coded by `codec`; and scalars along `directions`. A run admits those it has a
     rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
     its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
+    `portions` says which part of the layout a device sends in a round; without it, and without history in the layout, all.
     """
 
     name: str
@@ -158,6 +159,7 @@ class RunSpec:
     forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.since(1))
     directions: Directions | None = dataclasses.field(default=None, metadata=spec.since(1))
     downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
+    portions: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.adapters import Adapter, Placement
-from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
 from edge_client.engines.memory import give_back
 from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.text import Text
 from quantize import QuantizedBase
-from wire.delta import Layout, Vector
+from wire.delta import Layout, Vector, layer_number
 from wire.errors import BaseModelError, MachineError
 
 MIB = 1 << 20
@@ -260,7 +259,7 @@ class Kept:
 
 def first_tuned(placement: Placement, layers: int) -> int:
     """The first layer that an adapter changes; `layers` if it changes none (the last norm alone, say)."""
-    numbers = [layer_number(module) for module in (*placement.linears, *placement.gains)]
+    numbers = [layer_number(module) for module in placement.modules()]
     return min((n for n in numbers if n is not None), default=layers)
 
 

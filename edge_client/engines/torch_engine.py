@@ -13,7 +13,17 @@ import torch
 
 from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens, cuts, torch_cut, torch_loss, torch_memory, torch_model
+from edge_client.engines import (
+    IGNORE,
+    Optimizer,
+    Tokens,
+    cuts,
+    torch_cut,
+    torch_loss,
+    torch_memory,
+    torch_model,
+    tuned_numbers,
+)
 from edge_client.engines.cuts import Cut
 from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
@@ -44,12 +54,11 @@ class TorchEngine:
         self._head: torch.Tensor = self._model.get_output_embeddings().weight
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
-        for factor in self._factors:
-            factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
         self._checkpointing = False
         self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cut = cuts.WHOLE
+        self._tuned: list[int] = []
         self.start(Optimizer())
         give_back()
 
@@ -84,7 +93,7 @@ class TorchEngine:
                 factor.copy_(torch.tensor(vector[place]).view(tensor.shape))
 
     def _upper(self) -> list[Any]:
-        return self._factors[self._cut.tensors :]
+        return [self._factors[number] for number in self._tuned]
 
     def read(self) -> Vector:
         return np.concatenate([factor.detach().cpu().numpy().reshape(-1) for factor in self._factors])
@@ -110,21 +119,22 @@ class TorchEngine:
             found.append(total / count)
         return np.array(found)
 
-    def start(self, optimizer: Optimizer) -> None:
-        self._begin(optimizer, cuts.WHOLE)
+    def start(self, optimizer: Optimizer, chosen: Sequence[int] | None = None) -> None:
+        self._begin(optimizer, cuts.WHOLE, tuned_numbers(self.layout, chosen))
 
     def start_above(self, optimizer: Optimizer, layers: int | None, batch: int, length: int) -> int:
         config = self._model.config
         every = int(config.num_hidden_layers)
         wanted = layers or torch_memory.affordable(config, self._fixed(), self.layout.size, batch, length, self._limit)
-        self._begin(optimizer, cuts.at(self.layout, max(0, every - wanted), every))
+        cut = cuts.at(self.layout, max(0, every - wanted), every)
+        self._begin(optimizer, cut, [number for number in tuned_numbers(self.layout) if number >= cut.tensors])
         return self._cut.tensors
 
-    def _begin(self, optimizer: Optimizer, cut: Cut) -> None:
-        if cut != self._cut:
-            self._cut, self._plan = cut, None
+    def _begin(self, optimizer: Optimizer, cut: Cut, tuned: list[int]) -> None:
+        if (cut, tuned) != (self._cut, self._tuned):
+            self._cut, self._tuned, self._plan = cut, tuned, None
             for number, factor in enumerate(self._factors):
-                factor.requires_grad_(number >= cut.tensors)
+                factor.requires_grad_(number in tuned)
         self._clip = optimizer.clip_norm
         if optimizer.id == "sgd":
             self._optimizer: Any = torch.optim.SGD(self._upper(), lr=0.0, weight_decay=optimizer.weight_decay)

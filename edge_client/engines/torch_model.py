@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from edge_client.adapters import LowRank, Placement
+from edge_client.engines import torch_added
 from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
 from wire.delta import Layout
@@ -20,8 +21,8 @@ from wire.errors import BaseModelError
 def build(base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device) -> tuple[Any, list[Any]]:
     """A model with float32 adapters on a frozen quantized base, and the tuned parameters in the layout's order.
 
-    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms. No float
-    copy of the base is made.
+    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
+    bottlenecks as hooks of the layers. No float copy of the base is made.
     """
     _quiet()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -33,10 +34,15 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
     tuned: dict[int, Any] = {}
     for module, place in placement.gains.items():
         tuned[place.start] = _gain(model.get_submodule(module), device)
+    for module, place in placement.biases.items():
+        tuned[place.start] = torch_added.bias(model.get_submodule(module), device)
+    for module, bottleneck in placement.bottlenecks.items():
+        tuned |= torch_added.bottleneck(model.get_submodule(module), bottleneck, device)
     if placement.linears:
         model = _with_lora(model, placement)
-        for module, part in placement.linears.items():
-            tuned |= _low_rank(model.base_model.model.get_submodule(module), part, device)
+        for module, terms in placement.linears.items():
+            for number, term in enumerate(terms):
+                tuned |= _low_rank(model.base_model.model.get_submodule(module), _term(number), term, device)
     return model, [tuned[place.start] for _, place in layout.slices()]
 
 
@@ -75,24 +81,42 @@ def _put(model: Any, name: str, module: nn.Module) -> None:
 
 
 def _with_lora(model: Any, placement: Placement) -> Any:
+    """peft's model with an adapter for each number of a term, all of them active."""
     import peft
 
-    config = peft.LoraConfig(
-        r=placement.rank,
-        lora_alpha=placement.scale * placement.rank,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=list(placement.linears),
+    numbers = range(max(map(len, placement.linears.values())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
+        made = peft.get_peft_model(model, _config(placement, 0), adapter_name=_term(0))
+        for number in numbers[1:]:
+            made.add_adapter(_term(number), _config(placement, number))
+    made.base_model.set_adapter([_term(number) for number in numbers])
+    return made
+
+
+def _term(number: int) -> str:
+    """What peft calls the adapter of a term."""
+    return f"term_{number}" if number else "default"
+
+
+def _config(placement: Placement, number: int) -> Any:
+    import peft
+
+    having = {module: terms[number] for module, terms in placement.linears.items() if len(terms) > number}
+    term = next(iter(having.values()))
+    return peft.LoraConfig(
+        r=term.rank,
+        lora_alpha=term.scale * term.rank,  # type: ignore[arg-type]  # peft takes any number
+        target_modules=list(having),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
-        return peft.get_peft_model(model, config)
 
 
-def _low_rank(layer: Any, part: LowRank, device: torch.device) -> dict[int, Any]:
-    """Fill peft's factors of one layer; the tuned ones by where they start in the flat vector."""
-    a, b = layer.lora_A["default"], layer.lora_B["default"]
+def _low_rank(layer: Any, name: str, part: LowRank, device: torch.device) -> dict[int, Any]:
+    """Fill peft's factors of one term of a layer; the tuned ones by where they start in the flat vector."""
+    a, b = layer.lora_A[name], layer.lora_B[name]
     tuned = {}
     for factor, place in ((a, part.a), (b, part.b)):
         if isinstance(place, slice):
