@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from wire import spec
 from wire.codecs import chain
+from wire.codecs.chain import Chain
 from wire.errors import SpecError
 from wire.scalars import Directions
 from wire.spec import Plain
@@ -129,7 +131,7 @@ class Downlink:
         if not 0.0 <= self.decay <= 1.0:
             raise ValueError("decay must lie between 0 and 1")
 
-    def chain(self) -> chain.Chain:
+    def chain(self) -> Chain:
         """The codec of releases. Raises SpecError."""
         try:
             return chain.codec(self.codec)
@@ -153,7 +155,7 @@ class Rates:
 
     def share(self, number: int, rounds: int) -> float:
         """What round `number` of `rounds` has of the mean."""
-        each = [self.growth ** (n / max(1, rounds - 1)) for n in range(rounds)]
+        each = [math.pow(self.growth, n / max(1, rounds - 1)) for n in range(rounds)]
         return each[number - 1] * rounds / sum(each)
 
 
@@ -204,11 +206,11 @@ class RunSpec:
         rows = _ids([self.method, self.forward_method, self.codec, self.aggregator, self.server_optimizer])
         return max(spec.edition(self), 1 if FIRST.issuperset(rows) else 2)
 
-    def chain(self) -> chain.Chain | None:
+    def chain(self) -> Chain | None:
         """The codec of deltas, None for a run that admits none. Raises SpecError."""
         return None if self.codec is None else chain.codec(self.codec)
 
-    def encoder(self, codec: chain.Chain, number: int) -> chain.Chain:
+    def encoder(self, codec: Chain, number: int) -> Chain:
         """What encodes round `number`'s updates, or its release, for `codec` to decode."""
         return codec if self.rates is None else codec.rated(self.rates.share(number, self.rounds))
 
@@ -246,7 +248,7 @@ def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
     return _stages(chain.codec(described))
 
 
-def _stages(codec: chain.Chain) -> tuple[Plain, ...]:
+def _stages(codec: Chain) -> tuple[Plain, ...]:
     return tuple(spec.plain(stage) for stage in codec.stages)
 
 
