@@ -124,8 +124,8 @@ def test_a_verdict_says_how_exact_the_aggregate_is(tmp_path: Path) -> None:
 def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(
     changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "MOST_HELD", 1 << 26)
-    table = {"cohort": {"goal": 2}, "aggregator": {"id": "flexlora"}} | changes
+    monkeypatch.setattr(publish, "MOST_HELD", 1 << 20)
+    table: dict[str, Any] = {"cohort": {"goal": 2}, "aggregator": {"id": "flexlora"}} | changes
     with pytest.raises(SpecError, match=said):
         publish.rules(stores.spec(**table), LAYOUT)
 
