@@ -30,7 +30,7 @@ class SeparableCma:
     """
 
     def __init__(self, mean: Numbers, sigma: float, population: int, seed: int) -> None:
-        self.mean, self.sigma = mean.astype(np.float64), sigma
+        self.mean, self.sigma = mean, sigma
         self._chance = np.random.Generator(np.random.Philox(key=seed))
         self._variances = np.ones_like(self.mean)
         self._path, self._long_path = np.zeros_like(self.mean), np.zeros_like(self.mean)
@@ -113,7 +113,7 @@ class Bpt:
         where = _entries(engine.layout, draw.tuned)
         population = self.population or 4 + int(3 * math.log(len(where)))
         sigma = self.sigma * (1.0 if self.schedule == "constant" else 1.0 - draw.done)
-        strategy = SeparableCma(start.adapter[where], sigma, population, draw.seed)
+        strategy = SeparableCma(start.adapter[where].astype(np.float64), sigma, population, draw.seed)
         losses, tokens = [], 0
         for number, batch in enumerate(batches(train, self.local_steps, self.batch, draw.seed)):
             asked = [_moved(start.adapter, where, point) for point in strategy.ask()]
