@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir()
     for name, word in (("law", "party"), ("code", "print")):
         lines = [
-            {"client": f"c{n % 6}", "instruction": f"{word} {n}?", "output": "yes" if n % 2 else "no"}
+            {"client": f"c{n % 5}", "instruction": f"{word} {n}?", "output": "yes" if n % 2 else "no"}
             for n in range(90)
         ]
         (made / f"{name}.train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -108,7 +108,7 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     assert pooled["gap_closed"] == 1 and 0 < base["accuracy"] <= 1 and base["forgotten"] == 0 != fedit["forgotten"]
     assert fedit["tokens"] > 0 and fedit["peak_mb"] > 10 and fedit["own_worst"] >= fedit["own_loss"] > 0
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "src=\"http" not in page and "<link" not in page
+    assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page and "<link" not in page
     made = cells.folder(out, Cell("fedit+int8", "law/natural", 0)) / cells.RESULT
     before = made.stat().st_mtime_ns
     assert benchmark.run(asked(folder, out, "--methods", "fedit", "--codecs", "int8")) == 0
