@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from coordinator import ingest
+from coordinator import uploads as taking
 from coordinator.stores import Place
 from coordinator.uploads import PLACES
 from edge_client import uploads as sending
@@ -57,12 +58,16 @@ def durable(device: Device, offset: int) -> bool:
     return device.create().offset == offset
 
 
-def test_what_came_on_a_stream_that_was_cut_is_durable(folder: Place) -> None:
+def test_what_came_on_a_stream_that_was_cut_is_durable(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking, "PAUSE_S", 60.0)
     with replicas(folder) as [replica]:
         device = Device(replica)
         upload, stream = device.create().upload, Stream(device)
         stream.send(device.part(upload, 0), device.part(upload, PART))
-        time.sleep(0.1)
+        file = Path(folder.blobs) / upload[:2] / upload
+        while file.stat().st_size < 2 * PART:
+            time.sleep(0.01)
+        assert device.create().offset == 0
         stream.call.cancel()
         assert durable(device, 2 * PART)
 
