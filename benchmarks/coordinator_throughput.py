@@ -34,7 +34,7 @@ from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.processes import CoordinatorProcess
-from wire.delta import Layout
+from wire.delta import Layout, Tensor
 from wire.run_spec import RunSpec
 
 IN_MEMORY = Path("/dev/shm")
@@ -106,7 +106,7 @@ def fold(repeats: int, folder: Path) -> Iterator[Figure]:
     """Into int64 fixed point, against a triad a = b + s * c: bytes that either moves, by time of one thread."""
     chance = np.random.default_rng(1)
     vectors = [chance.normal(size=VECTOR).astype(np.float32) * np.float32(1e-3) for _ in range(SETS)]
-    total, out = FixedPointSum(VECTOR), np.zeros(VECTOR, np.float32)
+    total, out = FixedPointSum(Layout((Tensor("v", (VECTOR,)),))), np.zeros(VECTOR, np.float32)
     triad = _triad()
     triads, folds = [], []
     for n in range(SETS * repeats):

@@ -32,7 +32,7 @@ def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules, 
         raise PayloadError(Reason.BAD_DIGEST, "the payload does not have the declared SHA-256")
     update = by.read(payload)
     if by.codec is not None:
-        by.aggregator.check(by.vector(update, contribution.round, contribution.device))
+        by.check(update, contribution.round, contribution.device)
 
 
 def examine_adapter(data: memoryview, run: RunSpec, layout: Layout) -> None:

@@ -14,18 +14,20 @@ import numpy as np
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer, Sum
 from coordinator.aggregators.staleness import discount, fitted
 from coordinator.stores import Blobs
-from wire import scalars, spec, split
+from wire import portion_rules, portions, scalars, spec, split
 from wire.codecs.chain import Chain
-from wire.delta import Delta, Layout, Vector
+from wire.delta import HISTORY, Delta, Layout, Vector
 from wire.errors import Diverged, PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
+from wire.portion_rules import PORTIONS, Rule
+from wire.portions import Part
 from wire.prng import Strand, Units
 from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
 from wire.split import Split
 
-Update = Delta | Scalars | Split
-"""The forms of an update, by who made it: with gradients, without, or with gradients for some layers."""
+Update = Delta | Scalars | Split | Part
+"""The forms of an update, by who made it: with gradients, without, with gradients for some layers, or of a part of the layout."""
 
 
 Stored = bytes | memoryview
@@ -42,6 +44,7 @@ class Rules:
     aggregator: Aggregator
     optimizer: ServerOptimizer
     downlink: Chain | None = None
+    portions: Rule | None = None
 
     @property
     def directions(self) -> Directions | None:
@@ -51,6 +54,8 @@ class Rules:
         """The longest payload of any form."""
         if self.codec and self.directions:
             return split.max_bytes(self.codec, self.directions, self.layout)
+        if self.codec and self.portions:
+            return portions.max_bytes(self.codec, self.layout)
         return self.codec.max_bytes(self.layout) if self.codec else self.along().max_bytes()
 
     @property
@@ -79,18 +84,28 @@ class Rules:
             return scalars.decode(payload, self.directions, self.layout)
         if self.codec is None:
             raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
+        if self.portions is not None:
+            return portions.decode(payload, self.codec, self.layout)
         return self.codec.decode(payload, self.layout)
 
     def added(self, payload: memoryview, weight: int, total: Sum) -> bool:
         """Add a delta without a whole vector in between. False, and nothing added, for other forms and where its codec cannot."""
-        if self.codec is None or split.is_split(payload) or scalars.is_scalars(payload):
+        if self.codec is None or self.portions or split.is_split(payload) or scalars.is_scalars(payload):
             return False
         return total.add_coded(self.codec, payload, self.layout, weight)
+
+    def check(self, update: Update, number: int, device: str) -> None:
+        """Raises PayloadError for a part that is not the one that `device` was to send in round `number`, and for entries that
+        could not be added."""
+        if isinstance(update, Part):
+            assert self.portions is not None, "a part is read in a run with portions alone"
+            portion_rules.check(self.portions, update.portion, self.layout, number, device)
+        self.aggregator.check(self.vector(update, number, device))
 
     def vector(self, update: Update, number: int, device: str) -> Vector:
         """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed along the directions
         that `device` was given in round `number`."""
-        if isinstance(update, Delta):
+        if isinstance(update, Delta | Part):
             return update.vector
         key = self.along().key(self.spec.seed, number, device)
         if isinstance(update, Split):
@@ -103,7 +118,7 @@ class Rules:
         """The variance of an update's direction relative to the gradient's square: (d - 1) / M for M scalars in d
         dimensions, 0 for a delta, whose sampling noise all devices share. A split update has that of its scalars, by their
         share of the entries: as if each entry had the same part of the gradient."""
-        if isinstance(update, Delta):
+        if isinstance(update, Delta | Part):
             return 0.0
         if isinstance(update, Split):
             lower = update.layout.below(update.below).size
@@ -115,8 +130,17 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     """Raises SpecError for a row that is not in its table, or rows that do not go together."""
     aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
     optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
-    made = Rules(run, layout, run.chain(), aggregator, optimizer, run.downlink.chain() if run.downlink else None)
+    downlink = run.downlink.chain() if run.downlink else None
+    made = Rules(run, layout, run.chain(), aggregator, optimizer, downlink, _portions(run))
     check_mode(run)
+    if run.rates:
+        _check_rates(made)
+    if made.portions and made.directions:
+        raise SpecError(
+            "portions: scalars along directions are of the whole layout; a run of portions takes deltas alone"
+        )
+    if made.portions is None and any(tensor.role in HISTORY for tensor in layout.tensors):
+        raise SpecError('portions: a layout with history needs them, at least [portions] id = "tuned"')
     if made.codec is None and made.downlink:
         raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
     if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
@@ -124,6 +148,18 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
         raise SpecError("a run that takes deltas too needs scalars with neither pool nor curvature: not kseed or hiso")
     return made
+
+
+def _check_rates(by: Rules) -> None:
+    """Raises SpecError where no codec of the run has a target to spread."""
+    codecs = [codec for codec in (by.codec, by.downlink) if codec is not None]
+    if all(codec.rated(2.0) is codec for codec in codecs):
+        raise SpecError("rates: neither updates nor releases have a codec with a target of bits, such as rotated_ecsq")
+
+
+def _portions(run: RunSpec) -> Rule | None:
+    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    return rule
 
 
 def initial(run: RunSpec, layout: Layout, adapter_digest: str) -> ReleaseManifest:
@@ -171,7 +207,7 @@ def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
 def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
     adapter, state = _previous(by, parent, blobs)
     with np.errstate(over="ignore", invalid="ignore"):  # looked at as a whole
-        step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
+        step, state = by.optimizer.step(fold(by, shares, parent.version + 1, adapter, blobs), state)
     _check_finite(step, parent)
     coded: dict[str, Stored] = {}
     if by.downlink is not None:
@@ -205,7 +241,8 @@ def _coded(
     assert by.spec.downlink is not None, "where the codec is from"
     decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
-    payload = codec.encode(Delta(by.layout, owed), codec.init(by.layout))[0] if delta is None else delta
+    encoder = by.spec.encoder(codec, parent.version + 1)
+    payload = encoder.encode(Delta(by.layout, owed), encoder.init(by.layout))[0] if delta is None else delta
     sent = _sent(codec, payload, by.layout) if delta is None else codec.decode(payload, by.layout).vector
     return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
 
@@ -239,13 +276,15 @@ def _following(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...]) ->
     )
 
 
-def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vector:
-    """The mean delta, float32 [layout.size]: one update in memory at a time."""
-    total = by.aggregator.start(by.layout.size)
+def fold(by: Rules, shares: tuple[Share, ...], number: int, adapter: Vector, blobs: Blobs) -> Vector:
+    """The mean delta, float32 [layout.size]: one update in memory at a time, unless the aggregator needs them all."""
+    total = by.aggregator.start(by.layout, adapter)
     for share in shares:
         payload = _stored(blobs, share.digest)
         if not by.added(payload, share.weight, total):
-            total.add(by.vector(by.read(payload), _origin(share, number), share.device), share.weight)
+            update = by.read(payload)
+            portion = update.portion if isinstance(update, Part) else None
+            total.add(by.vector(update, _origin(share, number), share.device), share.weight, portion)
     return total.mean()
 
 

@@ -16,6 +16,7 @@ from wire.errors import UserError
 from wire.run_spec import NAME
 
 if TYPE_CHECKING:
+    from edge_client.calls import Tell
     from edge_client.transport import Connection
 
 IDENTITY = "identity"
@@ -94,6 +95,7 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
     )
+    parser.add_argument("--rank", type=positive, metavar="N", help="at most this rank, in runs that let devices choose")
     _state_arguments(parser)
     _compute_arguments(parser)
 
@@ -174,8 +176,9 @@ def state_folder(name: str | None) -> Path:
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 
-def _connection(args: argparse.Namespace, folder: Path, attended: bool = True) -> Connection:
-    """The way to the coordinator that was named, or enrolled with. Raises IdentityError."""
+def _connection(args: argparse.Namespace, folder: Path, tell: Tell | None = None) -> Connection:
+    """The way to the coordinator that was named, or enrolled with; a person waits for answers where nobody is told. Raises
+    IdentityError."""
     from edge_client import credentials
     from edge_client.transport import Connection
     from wire.identity import read_card
@@ -183,7 +186,7 @@ def _connection(args: argparse.Namespace, folder: Path, attended: bool = True) -
     card = read_card(folder / IDENTITY)
     address = args.coordinator or (card.coordinator if card else DEFAULT_COORDINATOR)
     identity = credentials.for_call(folder / IDENTITY, address, args.insecure, "device")
-    return Connection(address, identity=identity, attended=attended)
+    return Connection(address, identity=identity, attended=tell is None, tell=tell)
 
 
 def _enroll(args: argparse.Namespace) -> int:
@@ -216,9 +219,9 @@ def _join(args: argparse.Namespace) -> int:
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
-    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
+    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank)
     try:
-        with _connection(args, state.folder, attended=False) as connection, _progress(args.json) as tell:
+        with _progress(args.json) as tell, _connection(args, state.folder, tell) as connection:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)
     finally:
         state.close()

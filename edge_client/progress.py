@@ -48,6 +48,9 @@ class Screen:
     def _on_waiting(self, values: dict[str, Any]) -> None:
         self._say(f"waiting for work ({values['active_runs']} runs going); Ctrl-C leaves")
 
+    def _on_away(self, values: dict[str, Any]) -> None:
+        self._say(f"no coordinator answers at {values['address']}: asking again ({values['detail']})")
+
     def _on_task(self, values: dict[str, Any]) -> None:
         self._clear()
         name = f"{values['run']} round {values['round']} {values['kind']}"

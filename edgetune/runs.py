@@ -90,7 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = _action(commands, "export", "write a run's adapter or merged model to a folder")
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", type=Path, metavar="DIR")
-    export.add_argument("--to", choices=["peft", "merged"], required=True, help="an adapter folder, or a whole model")
+    export.add_argument(
+        "--to",
+        choices=["peft", "merged", "torch"],
+        required=True,
+        help="an adapter folder, a whole model, or (bottleneck adapters) a folder with a loader of its own",
+    )
     export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
     export.add_argument(
         "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
@@ -129,7 +134,7 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
     publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
-    return connection.create_run(named, layout, adapter.initial(layout, named.seed))
+    return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
@@ -248,7 +253,7 @@ def _export(args: argparse.Namespace) -> int:
         held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
     release = held.release
     base = bases.find(described.base, args.base)
-    write = {"peft": export.to_peft, "merged": export.to_merged}[args.to]
+    write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
     write(base, row.placement(base), layout, held.trajectory.adapter, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
     print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")

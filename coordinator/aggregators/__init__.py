@@ -12,13 +12,14 @@ from typing import Protocol
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.messages import Contribution
+from wire.portions import Portion
 
 
 class Sum(Protocol):
     """A fold in progress: constant memory, whatever the number of updates."""
 
-    def add(self, vector: Vector, weight: int) -> None:
-        """Add one update, float32 [size]."""
+    def add(self, vector: Vector, weight: int, portion: Portion | None = None) -> None:
+        """Add one update, float32 [size]; of a `portion`, which is zero elsewhere."""
 
     def add_coded(self, codec: Chain, payload: memoryview, layout: Layout, weight: int) -> bool:
         """Add what `codec` decodes from `payload`, a code or a tensor at a time: the same sum. False, and nothing added, where
@@ -29,12 +30,15 @@ class Sum(Protocol):
 
 
 class Aggregator(Protocol):
-    """A row of AGGREGATORS."""
+    """A row of AGGREGATORS. `individual`: it needs every update by itself, so nothing may hide them behind their sum, and it
+    holds them all. `bitwise`: its sums are of integers, so that every machine gets the same bits."""
 
     id: str
+    individual: bool
+    bitwise: bool
 
-    def start(self, size: int) -> Sum:
-        """An empty fold over `size` entries."""
+    def start(self, layout: Layout, adapter: Vector) -> Sum:
+        """An empty fold of updates to `adapter`, float32 [layout.size]. Raises SpecError for a layout it has no use for."""
 
     def weight(self, contribution: Contribution, noise: float) -> int:
         """What a contribution counts, 1 to 65535. `noise`: its direction's variance relative to the gradient's square."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edge_client.adapters.low_rank import layer_number
-from wire.delta import Layout
+from wire.delta import Layout, layer_number
 from wire.errors import SpecError
 
 

@@ -70,7 +70,7 @@ class Lora:
         progress: Progress | None = None,
     ) -> Trained:
         began = time.perf_counter()
-        adapter, losses, tokens = self.steps(engine, start.adapter, train, draw.seed, progress)
+        adapter, losses, tokens = self.steps(engine, start.adapter, train, draw, progress)
         seconds = time.perf_counter() - began
         delta = Delta(engine.layout, adapter - start.adapter)
         return Trained(
@@ -78,13 +78,13 @@ class Lora:
         )
 
     def steps(
-        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], seed: int, progress: Progress | None
+        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], draw: Draw, progress: Progress | None
     ) -> tuple[Vector, list[float], int]:
         """The adapter after the local steps, the loss of each, and the tokens read."""
         engine.write(start)
-        engine.start(self.optimizer)
+        engine.start(self.optimizer, draw.tuned)
         losses, tokens = [], 0
-        for number, batch in enumerate(batches(train, self.local_steps, self.batch, seed)):
+        for number, batch in enumerate(batches(train, self.local_steps, self.batch, draw.seed)):
             losses.append(engine.step(batch, self._rate(number)))
             tokens += sum(len(sequence.ids) for sequence in batch)
             if progress is not None:

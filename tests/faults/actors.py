@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import time
 from pathlib import Path
 from random import Random
@@ -39,7 +38,7 @@ from tests.faults.steps import Steps, instrument
 from wire import spec
 from wire.contract import CONTRACT, Action, after
 from wire.delta import Delta, Layout
-from wire.errors import EdgetuneError, Reason, Refused
+from wire.errors import Reason, Refused
 from wire.messages import Contribution, Metrics, Receipt, Task
 from wire.run_spec import RunSpec
 
@@ -282,29 +281,3 @@ def judge(stage: Stage, scene: Scene, ended: bool) -> None:
         return {"violations": found, "rounds": len(status.releases) - 1, "receipts": len(set(noted))}
 
     (stage.folder / "judged.json").write_text(json.dumps(asyncio.run(judged())))
-
-
-def alone(work: Any, *given: Any, log: Path) -> int:
-    """Run in a fork; its process. What it prints goes to `log`. It ends with 0, or 3 after an error of ours, or 4."""
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 4
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        work(*given)
-        code = 0
-    except EdgetuneError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        code = 3
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)

@@ -79,7 +79,7 @@ class Campaign:
             "--folder",
             str(self.folder / "failed"),
         ]
-        line += ["--seeds", ",".join(map(str, left)), *(["--bug", bug] if bug else ["--seaweed"])]
+        line += ["--seeds", ",".join(map(str, left)), *(["--bug", bug] if bug else [])]
         told = 0
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             assert process.stdout is not None

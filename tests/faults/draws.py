@@ -105,7 +105,7 @@ class Scene:
     incidents: tuple[Incident, ...]
 
 
-def scene(seed: int, lane: Lane, bucket_may_die: bool = False) -> Scene:
+def scene(seed: int, lane: Lane) -> Scene:
     chance = Random(f"edgetune schedule {lane} {seed}")
     replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(2.0, 4.0)
     kinds = ["kill", "stop", "kill client", *(["blackout"] if chance.random() < 0.5 else [])]
@@ -113,7 +113,7 @@ def scene(seed: int, lane: Lane, bucket_may_die: bool = False) -> Scene:
     incidents = [_incident(chance, chance.choice(kinds), replicas, clients, lasts_s) for _ in range(count)]
     if lane == "postgresql" and chance.random() < 0.15:
         incidents.append(_incident(chance, "database", replicas, clients, lasts_s))
-    if bucket_may_die and chance.random() < 0.02:
+    if lane == "postgresql" and chance.random() < 0.02:
         incidents.append(_incident(chance, "bucket", replicas, clients, lasts_s))
     return Scene(
         seed=seed,
