@@ -26,13 +26,14 @@ from wire.scalars import Directions, Step, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up, and
-    bytes of releases down."""
+    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up,
+    bytes of releases down, and tokens learned from."""
 
     forwards: int = 0
     seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    tokens: int = 0
 
     def __add__(self, more: Spent) -> Spent:
         one, other = dataclasses.astuple(self), dataclasses.astuple(more)
@@ -129,7 +130,7 @@ class Simulation:
         """What a device sends that trains from the newest release."""
         began = time.process_time()
         payload, trained = self._payload(device, train)
-        spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
+        spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched, trained.tokens)
         return Sent(device, payload, len(train), spent)
 
     def publish(self, sent: Iterable[Sent]) -> Published:
