@@ -24,13 +24,7 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
     LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
     bottlenecks as hooks of the layers. No float copy of the base is made.
     """
-    _quiet()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _fill(model, base, device)
+    model = frozen(base, device)
     tuned: dict[int, Any] = {}
     for module, place in placement.gains.items():
         tuned[place.start] = _gain(model.get_submodule(module), device)
@@ -44,6 +38,20 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
             for number, term in enumerate(terms):
                 tuned |= _low_rank(model.base_model.model.get_submodule(module), _term(number), term, device)
     return model, [tuned[place.start] for _, place in layout.slices()]
+
+
+def frozen(base: QuantizedBase, device: torch.device) -> Any:
+    """The model of a base, nothing of it tuned. On the CPU its weights are the base's file, read as they are used."""
+    _quiet()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _fill(model, base, device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:
