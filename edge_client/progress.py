@@ -77,9 +77,7 @@ class Screen:
 
     def _on_split(self, values: dict[str, Any]) -> None:
         sent, received = values["sent"] / 1e6, values["received"] / 1e6
-        self._say(
-            f"{values['run']} round {values['round']}: {sent:.1f} MB of hidden states to the helper so far, {received:.1f} MB back"
-        )
+        self._say(f"{values['run']}: {sent:.1f} MB of hidden states to the helper so far, {received:.1f} MB back")
 
     def _on_too_late(self, values: dict[str, Any]) -> None:
         self._clear()

@@ -35,6 +35,8 @@ class SplitEngine(TorchEngine):
         middle: Middle,
     ) -> None:
         super().__init__(base, adapter, layout, max_memory, device)
+        if adapter.placement(base).prefix is not None:
+            raise SpecError("a prefix reaches into every layer, the helper's too: tune a prompt, or without a helper")
         _check_ends(layout, middle)
         self.middle, layers = middle, list(self._body.layers)
         remote = _Remote(middle)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from coordinator import authority
 from edge_client.adapters.low_rank import LoraFactors
+from edge_client.adapters.prompts import PrefixKeys, SoftPrompt
 from edge_client.engines import Optimizer, Tokens
 from edge_client.engines.middle_layers import MiddleLayers
 from edge_client.engines.split_engine import SplitEngine
@@ -96,6 +98,16 @@ def test_an_adapter_on_the_helpers_layers_is_refused(base: QuantizedBase, helper
     adapter = LoraFactors(rank=4)
     with pytest.raises(SpecError, match="tunes layer 1"):
         SplitEngine.load(base, adapter, adapter.layout(base), helper=helper)
+
+
+def test_a_prefix_is_refused_and_a_prompt_is_tuned(base: QuantizedBase, helper: Helper) -> None:
+    with pytest.raises(SpecError, match="prefix"):
+        SplitEngine.load(base, PrefixKeys(length=2), PrefixKeys(length=2).layout(base), helper=helper)
+    engine = SplitEngine.load(base, SoftPrompt(length=2), SoftPrompt(length=2).layout(base), helper=helper)
+    engine.write(SoftPrompt(length=2).initial(engine.layout, 1, base))
+    engine.start(Optimizer())
+    losses = [engine.step(text(), 1e-2) for _ in range(4)]
+    assert losses[-1] < losses[0]
 
 
 def test_without_a_helper_the_engine_says_what_it_needs(base: QuantizedBase) -> None:
