@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from coordinator import ingest, publish
+from coordinator import exactness, ingest, publish
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.adapters import Adapter
 from edge_client.engines import Tokens
@@ -143,6 +143,12 @@ class Simulation:
         published = Published(made.release, tuple(bytes(self._blobs.get(d)) for d in needed if d is not None))
         self.follow(published)
         return published
+
+    def aggregation_error(self, sent: Iterable[Sent]) -> float | None:
+        """How far the aggregate of what the devices sent is from the mean of what their models do, relative to what that
+        changes; None where there are no products of factors. Asked for before `publish`."""
+        accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
+        return exactness.aggregation_error(self.rules, self.release, accepted, self._blobs)
 
     def follow(self, published: Published) -> None:
         """Go on from a release that was made here or in another process with the same run."""
