@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from wire.delta import Layout, layer_number
 from wire.errors import SpecError
@@ -17,6 +18,12 @@ class Cut:
 
 
 WHOLE = Cut(0, 0)
+
+
+def lowest(layout: Layout, tuned: Sequence[int], layers: int) -> int:
+    """The lowest layer with a tensor of the numbers `tuned`; the last one, if they all lie outside of layers."""
+    numbers = [layer_number(layout.tensors[number].name) for number in tuned]
+    return min((number for number in numbers if number is not None), default=layers - 1)
 
 
 def at(layout: Layout, layer: int, layers: int) -> Cut:

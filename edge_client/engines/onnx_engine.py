@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
+from edge_client.engines.kept import KEPT_BYTES, Kept
 from edge_client.engines.memory import give_back
 from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.text import Text
@@ -32,8 +33,6 @@ ROWS_AT_ONCE = 32
 """Rows of logits in memory at once: 6 MB each copy at a vocabulary of 49,152."""
 RUNTIME_BYTES = 130 * MIB
 """A process that has imported onnxruntime, numpy, tokenizers and grpc, with the tokenizer loaded."""
-KEPT_BYTES = 64 * MIB
-"""Hidden states kept of sequences, where nothing says how much memory there is."""
 
 
 class OnnxEngine:
@@ -48,7 +47,7 @@ class OnnxEngine:
         self._config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
         self._shape = Shape.of(self._config)
         self._adapter = adapter
-        self._kept = Kept(kept_bytes)
+        self._kept: Kept[Vector] = Kept(kept_bytes)
         self.text = Text(base.folder)
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
@@ -175,7 +174,7 @@ class OnnxEngine:
             return _stacked([hidden for hidden in held if hidden is not None], ids.shape[1])
         (found,) = self._below.run(["hidden"], self._frame(self._embedded(ids), 1, 0))
         for sequence, hidden in zip(some, found, strict=True):
-            self._kept.put(sequence, hidden[: len(sequence.ids)])
+            self._kept.put(sequence, hidden[: len(sequence.ids)].copy())
         entering: Vector = found
         return entering
 
@@ -240,33 +239,6 @@ class OnnxEngine:
 def expected_memory(base: QuantizedBase, adapter_size: int) -> int:
     """Bytes of the whole process: the base's file, the packed copy that onnxruntime makes of it, one pass, the adapter."""
     return RUNTIME_BYTES + int(1.6 * base.bytes_on_disk) + 40 * MIB + 8 * adapter_size * 4
-
-
-class Kept:
-    """Hidden states of the sequences used last, float32 [T, D] each, within `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, 0
-        self._held: dict[Tokens, Vector] = {}
-
-    def get(self, sequence: Tokens) -> Vector | None:
-        hidden = self._held.pop(sequence, None)
-        if hidden is not None:
-            self._held[sequence] = hidden  # the newest again
-        return hidden
-
-    def put(self, sequence: Tokens, hidden: Vector) -> None:
-        self._drop(sequence)
-        if hidden.nbytes > self._limit:
-            return
-        self._held[sequence] = hidden.copy()
-        self._bytes += hidden.nbytes
-        while self._bytes > self._limit:
-            self._drop(next(iter(self._held)))
-
-    def _drop(self, sequence: Tokens) -> None:
-        hidden = self._held.pop(sequence, None)
-        self._bytes -= 0 if hidden is None else hidden.nbytes
 
 
 def cores() -> int:

@@ -24,6 +24,7 @@ class SplitEngine(TorchEngine):
     """`middle` is the helper; adapters stand on the layers before and after it alone."""
 
     cuts = False
+    keeps = False
 
     def __init__(
         self,

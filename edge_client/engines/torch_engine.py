@@ -25,11 +25,13 @@ from edge_client.engines import (
     tuned_numbers,
 )
 from edge_client.engines.cuts import Cut
+from edge_client.engines.kept import KEPT_BYTES
 from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
+from edge_client.engines.torch_lower import Lower
 from quantize import QuantizedBase
-from wire.delta import Layout, Vector
+from wire.delta import Layout, Vector, layer_number
 from wire.errors import MachineError
 
 MEASURED_AT_ONCE = 2
@@ -41,6 +43,8 @@ class TorchEngine:
 
     gradients = True
     cuts = True
+    keeps = True
+    """Whether what enters the lowest tuned layer is computed once a sequence."""
 
     def __init__(
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
@@ -59,6 +63,7 @@ class TorchEngine:
         self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cut = cuts.WHOLE
         self._tuned: list[int] = []
+        self._lower: Lower | None = None
         self.start(Optimizer())
         give_back()
 
@@ -85,12 +90,24 @@ class TorchEngine:
         return self.text.sequences(examples, length)
 
     def write(self, vector: Vector) -> None:
+        if self._lower is not None and self._changes_below(vector):
+            self._lower.forget()
         self._write(vector, len(self._factors))
 
     def _write(self, vector: Vector, count: int) -> None:
         with torch.no_grad():
             for factor, (tensor, place) in zip(self._factors[:count], self.layout.slices(), strict=False):
                 factor.copy_(torch.tensor(vector[place]).view(tensor.shape))
+
+    def _changes_below(self, vector: Vector) -> bool:
+        """Whether `vector` says something else of the layers below the lowest tuned one."""
+        lowest = self._lowest
+        beneath = [
+            (factor, vector[place])
+            for factor, (tensor, place) in zip(self._factors, self.layout.slices(), strict=True)
+            if (layer := layer_number(tensor.name)) is not None and layer < lowest
+        ]
+        return any(not np.array_equal(held.detach().cpu().numpy().reshape(-1), new) for held, new in beneath)
 
     def _upper(self) -> list[Any]:
         return [self._factors[number] for number in self._tuned]
@@ -132,7 +149,7 @@ class TorchEngine:
 
     def _begin(self, optimizer: Optimizer, cut: Cut, tuned: list[int]) -> None:
         if (cut, tuned) != (self._cut, self._tuned):
-            self._cut, self._tuned, self._plan = cut, tuned, None
+            self._cut, self._tuned, self._plan, self._lower = cut, tuned, None, None
             for number, factor in enumerate(self._factors):
                 factor.requires_grad_(number in tuned)
         self._clip = optimizer.clip_norm
@@ -201,7 +218,7 @@ class TorchEngine:
 
     def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""
-        layers = int(self._model.config.num_hidden_layers) - self._cut.layer
+        layers = int(self._model.config.num_hidden_layers) - max(self._cut.layer, self._lowest)
         return torch_memory.plan(
             self._model.config, self._fixed(), self.layout.size, batch, length + self._front.length, self._limit, layers
         )
@@ -218,6 +235,16 @@ class TorchEngine:
             elif self._checkpointing:
                 self._model.gradient_checkpointing_disable()
             self._checkpointing = self._plan.checkpoint
+            if self._lowest and not self._cut.layer:
+                spare = KEPT_BYTES if self._limit is None else max(0, self._limit - self._plan.expected)
+                self._lower = Lower(self._body, self._lowest, spare)
+
+    @property
+    def _lowest(self) -> int:
+        """The layer below which nothing is tuned and nothing comes before the text; 0 where the whole is computed at once."""
+        if not self.keeps or self._front.length:
+            return 0
+        return cuts.lowest(self.layout, self._tuned, int(self._model.config.num_hidden_layers))
 
     def _planned(self) -> torch_memory.Plan:
         assert self._plan is not None, "_fit comes first"
@@ -226,13 +253,15 @@ class TorchEngine:
     def _backward(self, some: Sequence[Tokens], targets: int) -> float:
         ids, labels = self._padded(some)
         there = labels != IGNORE
-        hidden = self._hidden(ids)
+        hidden = self._hidden(some, ids)
         loss = torch_loss.RowLoss.apply(hidden[there], self._head, labels[there]) / targets
         loss.backward()
         return float(loss.detach())
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, some: Sequence[Tokens], ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states [B, T, D], with a gradient; below a cut there is none, and what enters above it is kept."""
+        if self._lower is not None:
+            return self._lower.last_hidden(some, self._device)
         if not self._cut.layer:
             return self._whole(ids)
         given = self._front.given(ids)

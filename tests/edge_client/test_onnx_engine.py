@@ -14,7 +14,8 @@ import pytest
 from edge_client.adapters import ADAPTERS, Adapter, whole_layout
 from edge_client.data import Example, Message
 from edge_client.engines import Tokens, onnx_graph
-from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory
+from edge_client.engines.kept import Kept
+from edge_client.engines.onnx_engine import OnnxEngine, expected_memory
 from edge_client.engines.torch_engine import TorchEngine
 from quantize import QuantizedBase, QuantizeError
 from quantize.base_model import build
@@ -171,7 +172,7 @@ def test_the_engine_needs_no_torch(bases: dict[str, QuantizedBase]) -> None:
         "for name in ('torch', 'transformers', 'peft', 'onnx', 'bitsandbytes'): sys.modules[name] = None\n"
         "import quantize; from pathlib import Path\n"
         "from edge_client.adapters import ADAPTERS; from wire import spec\n"
-        "from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory\n"
+        "from edge_client.engines.onnx_engine import OnnxEngine\n"
         "from edge_client.data import Example\n"
         f"base = quantize.open_base(Path({str(bases['llama'].folder)!r}))\n"
         "row = spec.build(ADAPTERS, {'id': 'norms'}); layout = row.layout(base)\n"
@@ -228,7 +229,7 @@ def test_hidden_states_are_kept_within_their_bytes(bases: dict[str, QuantizedBas
     batch = tight.tokenize(EXAMPLES, 48)
     found = [tight.losses(batch, moved(adapter, bases["llama"])) for _ in range(2)]
     assert len(runs) > len(batch) / 2 and np.array_equal(found[0], found[1])
-    kept = Kept(100)
+    kept: Kept[Any] = Kept(100)
     some = [(tokens, np.zeros((3, 4), np.float32)) for tokens in batch[:3]]
     for tokens, hidden in some:
         kept.put(tokens, hidden)
