@@ -29,14 +29,16 @@ OF_UPDATES = (
     *("INSERT INTO uploads", "DELETE FROM upload_parts", "DELETE FROM uploads"),
 )
 OF_PARTS = ("UPDATE uploads SET", "INSERT INTO upload_parts")
-OFTEN = {OF_RELEASES: 0.7, OF_ROUNDS: 2, OF_UPDATES: 2, OF_PARTS: 4}
+OFTEN = {OF_RELEASES: 0.5, OF_ROUNDS: 1, OF_UPDATES: 2, OF_PARTS: 4}
 """How often, about, a replica takes such a step before something befalls it there."""
+STATEMENTS = (OF_RELEASES, OF_RELEASES, OF_ROUNDS, OF_UPDATES)
+"""A release comes once in a round: twice the share, so that it is met as often as what every device does."""
 COMMITS = ("COMMIT", "COMMIT done")
 CLOSER = ("combine", "combine done")
 FATES = {
     "statement": ("kill", "stop", "full", "full"),
     "commit": ("kill", "kill", "stop", "full"),
-    "blob": ("kill", "kill", "stop", "full"),
+    "blob": ("kill", "stop", "stop", "full"),
     "closer": ("kill", "stop", "stop", "stop"),
     "part": ("kill", "stop", "full", "full"),
 }
@@ -95,7 +97,8 @@ class Weather:
 @dataclasses.dataclass(frozen=True)
 class Scene:
     """A whole schedule, but for what each replica's lives and each link's weather are. The first `uploaders` clients send their
-    updates in parts; a replica that stops at a step goes on after `stopped_s`."""
+    updates in parts; a replica that stops at a step goes on after `stopped_s`. It is stormy for `lasts_s`, or until the last
+    training round, if that comes sooner."""
 
     seed: int
     lane: Lane
@@ -111,7 +114,7 @@ class Scene:
 
 def scene(seed: int, lane: Lane) -> Scene:
     chance = Random(f"edgetune schedule {lane} {seed}")
-    replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(2.0, 4.0)
+    replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(6.0, 9.0)
     kinds = ["kill", "stop", "kill client", *(["blackout"] if chance.random() < 0.5 else [])]
     count = chance.choice((0, 1, 2))
     incidents = [_incident(chance, chance.choice(kinds), replicas, clients, lasts_s) for _ in range(count)]
@@ -154,7 +157,7 @@ def weather(drawn: Scene, client: int, incarnation: int) -> Weather:
 def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: float) -> Incident:
     who = chance.randint(1, clients if kind == "kill client" else replicas)
     for_s = chance.uniform(0.3, 1.5) if kind == "stop" else chance.uniform(0.0, 0.15)
-    return Incident(chance.uniform(0.1, lasts_s / 2), kind, who, for_s)  # type: ignore[arg-type]  # one of them
+    return Incident(chance.uniform(0.1, lasts_s / 3), kind, who, for_s)  # type: ignore[arg-type]  # one of them
 
 
 def _strike(chance: Random, lane: Lane) -> Strike:
@@ -178,10 +181,11 @@ def _places(chance: Random, kind: str, lane: Lane) -> tuple[tuple[str, ...], flo
         case "blob":
             return BLOB_STEPS[lane], 3
         case "closer":
-            return CLOSER, 1
+            return CLOSER, 0.5
         case "part":
             return OF_PARTS, OFTEN[OF_PARTS]
-    return chance.choice(list(OFTEN.items()))
+    among = chance.choice(STATEMENTS)
+    return among, OFTEN[among]
 
 
 def _run(chance: Random, seed: int, clients: int) -> RunSpec:
