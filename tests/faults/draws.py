@@ -193,7 +193,7 @@ def _run(chance: Random, seed: int, clients: int) -> RunSpec:
     short = chance.random() < 0.5
     cohort: dict[str, object] = {
         "minimum": chance.choice((1, goal, goal)),
-        "over_selection": chance.choice((1.0, 2.0)),
+        "over_selection": chance.choice((1.0, 2.0, 2.0)),
     }
     cohort |= {"deadline_s": SHORT_S if short else 600.0, "max_attempts": 10_000}
     buffers = chance.random() < 0.2
