@@ -34,13 +34,14 @@ class Administration(pb_grpc.AdministrationServicer):
         publish.rules(created, layout)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
+        since_us = await self._store.ledger.now_us()
         ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)
         if self._core.who is not None:
             await self._core.who.sign(release.digest)
         elif created.cohort.owner_share is not None:
             raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
-        await self._store.ledger.create_run(created, layout, release)
+        await self._store.ledger.create_run(created, layout, release, since_us)
         self._core.events("created", run=created.name)
         self._core.work.ring()
         return (await self._store.ledger.status(created.name)).to_proto()

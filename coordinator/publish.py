@@ -133,6 +133,8 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     downlink = run.downlink.chain() if run.downlink else None
     made = Rules(run, layout, run.chain(), aggregator, optimizer, downlink, _portions(run))
     check_mode(run)
+    if run.rates:
+        _check_rates(made)
     if made.portions and made.directions:
         raise SpecError(
             "portions: scalars along directions are of the whole layout; a run of portions takes deltas alone"
@@ -146,6 +148,13 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
         raise SpecError("a run that takes deltas too needs scalars with neither pool nor curvature: not kseed or hiso")
     return made
+
+
+def _check_rates(by: Rules) -> None:
+    """Raises SpecError where no codec of the run has a target to spread."""
+    codecs = [codec for codec in (by.codec, by.downlink) if codec is not None]
+    if all(codec.rated(2.0) is codec for codec in codecs):
+        raise SpecError("rates: neither updates nor releases have a codec with a target of bits, such as rotated_ecsq")
 
 
 def _portions(run: RunSpec) -> Rule | None:
@@ -232,7 +241,8 @@ def _coded(
     assert by.spec.downlink is not None, "where the codec is from"
     decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
-    payload = codec.encode(Delta(by.layout, owed), codec.init(by.layout))[0] if delta is None else delta
+    encoder = by.spec.encoder(codec, parent.version + 1)
+    payload = encoder.encode(Delta(by.layout, owed), encoder.init(by.layout))[0] if delta is None else delta
     sent = _sent(codec, payload, by.layout) if delta is None else codec.decode(payload, by.layout).vector
     return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
 

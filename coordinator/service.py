@@ -11,7 +11,7 @@ import grpc
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
 from coordinator.guards import turn
-from coordinator.stores import Ask
+from coordinator.stores import Ask, updates
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -168,7 +168,10 @@ class Federation(pb_grpc.FederationServicer):
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
         """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
-        if receipt := await self._store.ledger.check(contribution):
+        receipt, since_us = await self._store.ledger.look(
+            lambda db, now_us: (updates.check(db, contribution, now_us), now_us)
+        )
+        if receipt:
             return receipt
         if contribution.digest:
             by = await self._core.rules(contribution.run)
@@ -178,7 +181,7 @@ class Federation(pb_grpc.FederationServicer):
             else:
                 await on(self._core.compute, ingest.examine, contribution, payload, by)
                 await on(self._core.disk, self._put, payload)
-        receipt = await self._store.ledger.accept(contribution)
+        receipt = await self._store.ledger.accept(contribution, since_us)
         self._core.meter.accepts += 1
         if contribution.digest and payload is None:
             await self._core.uploads.forget(contribution)

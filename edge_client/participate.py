@@ -102,7 +102,8 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     if work.record is not None and isinstance(trained.update, Delta):
         recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
     kept = state.codec_state(work.run, task.release_version)
-    payload, codec_state = encoded(trained.update, work.view, portion, work.codec, kept)
+    encoder = work.codec and work.run.encoder(work.codec, task.round)
+    payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
     return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
 

@@ -166,8 +166,9 @@ class Simulation:
         done = (number - 1) / self.run.rounds
         draw = Draw(batch_seed(self.run, device, number), key, done, view.tuned(portion))
         trained = self.method.train(self.engine_of(device), start, train, draw)
-        kept = self._codec_states.get(device)
-        payload, self._codec_states[device] = encoded(trained.update, view, portion, self.rules.codec, kept)
+        kept, codec = self._codec_states.get(device), self.rules.codec
+        encoder = codec and self.run.encoder(codec, number)
+        payload, self._codec_states[device] = encoded(trained.update, view, portion, encoder, kept)
         self._own[device] = view.own(trained.adapter)
         return payload, trained
 

@@ -24,6 +24,9 @@ class Biases:
         if self.layers is not None and self.layers < 1:
             raise ValueError("layers must be at least 1")
 
+    def narrowed(self, rank: int) -> Biases:
+        return self
+
     def layout(self, base: Base) -> Layout:
         widths = base.biases()
         if not widths:

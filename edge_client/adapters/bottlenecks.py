@@ -31,6 +31,9 @@ class Bottlenecks:
         if self.layers is not None and self.layers < 1:
             raise ValueError("layers must be at least 1")
 
+    def narrowed(self, rank: int) -> Bottlenecks:
+        return dataclasses.replace(self, width=min(rank, self.width))
+
     def layout(self, base: Base) -> Layout:
         modules = {m: rows for m, (rows, _) in last_layers(base.linears(), self.layers).items() if m.endswith(AFTER)}
         if not modules:

@@ -81,7 +81,8 @@ class LoraFactors:
     rounds came to (FLoRA, arXiv 2409.05976; FedEx-LoRA, arXiv 2410.09432). `keeps` is what a device has of its own: B
     (FedSA-LoRA, arXiv 2410.01463) or a second pair of the same rank (FDLoRA, arXiv 2406.07925; FedDPA, arXiv 2403.19211).
     With `start` "leading", A and B start as the leading singular directions of the weight and a fixed term takes them away
-    again (FeDeRA, arXiv 2404.18848): the quantized weight stays as it is.
+    again (FeDeRA, arXiv 2404.18848): the quantized weight stays as it is. `full` is the run's rank where this device's is
+    smaller: fixed factors are the first of its.
     """
 
     rank: int = 8
@@ -93,6 +94,7 @@ class LoraFactors:
     history: int | None = dataclasses.field(default=None, metadata=spec.LATER)
     keeps: Literal["B", "pair"] | None = dataclasses.field(default=None, metadata=spec.LATER)
     start: Literal["leading"] | None = dataclasses.field(default=None, metadata=spec.LATER)
+    full: int | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
@@ -104,8 +106,8 @@ class LoraFactors:
             raise ValueError('tuned = "B" fixes A by a seed and sends B: neither keeps = "B" nor a start goes with it')
 
     def narrowed(self, rank: int) -> LoraFactors:
-        rank = min(rank, self.rank)
-        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
+        rank, full = min(rank, self.rank), self.full or self.rank
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank, full=full)
 
     def layout(self, base: Base) -> Layout:
         shapes = targeted(base, self.targets, self.layers)
@@ -145,7 +147,9 @@ class LoraFactors:
             raise SpecError('start = "leading" follows from the weights: the base is needed')
         places = {tensor.name: place for tensor, place in layout.slices()}
         for module in targeted(base, self.targets, self.layers):
-            for part, found in zip("AB", leading(base.dequantized(f"{module}.weight"), self.rank), strict=True):
+            for part, found in zip(
+                "AB", leading(base.dequantized(f"{module}.weight"), self.rank, self.full), strict=True
+            ):
                 if place := places.get(f"{PREFIX}{module}.lora_{part}.weight"):
                     adapter[place] = found.reshape(-1)
 
@@ -167,7 +171,9 @@ class LoraFactors:
             return places.get(f"{path}_A{kind}.weight"), places[f"{path}_B{kind}.weight"]
 
         def term(rank: int, a: slice | Vector | None, b: slice | Vector, sign: float = 1.0) -> LowRank:
-            return LowRank(rank, sign * scale, uniform(stream, self.rank, columns) if a is None else a, b)
+            return LowRank(
+                rank, sign * scale, uniform(stream, self.full or self.rank, columns)[: self.rank] if a is None else a, b
+            )
 
         terms = [term(self.rank, *pair(""))]
         if self.history is not None:
@@ -175,7 +181,7 @@ class LoraFactors:
         if self.keeps == "pair":
             terms.append(term(self.rank, *pair(".personal")))
         if self.start == "leading":
-            terms.append(term(self.rank, *leading(base.dequantized(f"{module}.weight"), self.rank), -1.0))
+            terms.append(term(self.rank, *leading(base.dequantized(f"{module}.weight"), self.rank, self.full), -1.0))
         return tuple(terms)
 
 
@@ -201,13 +207,15 @@ def _check_weights(base: Base, modules: Mapping[str, tuple[int, int]]) -> None:
 class LoraCore:
     """A core R [rank, rank] between fixed factors of each weight's leading singular directions: y += alpha / rank · B R A x.
 
-    With rank 8 on all linear layers of SmolLM2-135M that is 13,440 numbers: few enough for zeroth order to find its way.
+    With rank 8 on all linear layers of SmolLM2-135M that is 13,440 numbers: few enough for zeroth order to find its way. `full`
+    is the run's rank where this device's is smaller: the factors are the first of its.
     """
 
     rank: int = 8
     alpha: float = 8.0
     targets: tuple[str, ...] | str = ALL
     layers: int | None = None
+    full: int | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "lora_sb"
 
     def __post_init__(self) -> None:
@@ -215,8 +223,8 @@ class LoraCore:
         check_targets(self.targets)
 
     def narrowed(self, rank: int) -> LoraCore:
-        rank = min(rank, self.rank)
-        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
+        rank, full = min(rank, self.rank), self.full or self.rank
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * rank / self.rank, full=full)
 
     def layout(self, base: Base) -> Layout:
         modules = targeted(base, self.targets, self.layers)
@@ -234,18 +242,19 @@ class LoraCore:
         linears = {}
         for tensor, place in self.layout(base).slices():
             module = tensor.name.removeprefix(PREFIX).removesuffix(".lora_core.weight")
-            a, b = leading(base.dequantized(f"{module}.weight"), self.rank)
+            a, b = leading(base.dequantized(f"{module}.weight"), self.rank, self.full)
             linears[module] = (LowRank(self.rank, self.alpha / self.rank, a, b, place),)
         return Placement(linears)
 
 
-def leading(weight: Vector, rank: int) -> tuple[Vector, Vector]:
-    """A [rank, in] and B [out, rank]: the leading singular directions of `weight` [out, in], each times sqrt(value).
+def leading(weight: Vector, rank: int, full: int | None = None) -> tuple[Vector, Vector]:
+    """A [rank, in] and B [out, rank]: the leading singular directions of `weight` [out, in], each times sqrt(value); the first
+    `rank` of `full` ones, where `full` is given.
 
     By randomized subspace iteration (arXiv 0909.4061) from fixed bits. Each pair's sign is set by its largest entry, so
     that machines whose linear algebra differs in the last bits agree in all the others.
     """
-    width = min(rank + OVERSAMPLED, *weight.shape)
+    width = min((full or rank) + OVERSAMPLED, *weight.shape)
     basis = uniform(np.random.Philox(key=0), width, weight.shape[1]).T
     for _ in range(POWER_ITERATIONS):
         left, _ = np.linalg.qr(weight @ basis)

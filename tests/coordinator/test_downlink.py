@@ -105,6 +105,22 @@ def test_a_decay_forgets_what_was_not_sent() -> None:
     assert owed[0] < owed[1] < owed[2]
 
 
+def test_with_rates_the_last_release_leaves_less_unsent_for_no_more_bits_in_all() -> None:
+    def left(**rates: Any) -> tuple[float, int]:
+        blobs = MemoryBlobs()
+        last = published(rules(rounds=12, downlink={"codec": ecsq(2.0)}, **rates), 12, blobs)
+        sizes = [blobs.size(release.delta) for release in last if release.delta]
+        return float(np.square(stored(blobs, last[-1].residual)).sum()), sum(sizes)
+
+    (even, bits), (rising, as_many) = left(), left(rates={"growth": 3.0})
+    assert rising < 0.25 * even and as_many <= bits
+
+
+def test_rates_need_a_codec_with_a_target() -> None:
+    with pytest.raises(SpecError, match="target of bits"):
+        rules(rates={"growth": 4.0})
+
+
 def test_a_coded_release_is_golden_for_ever() -> None:
     last = published(rules(rounds=3, server_optimizer={"id": "momentum"}), 3, MemoryBlobs())[-1]
     assert [digest[:12] for digest in last.blobs] == GOLDEN_BLOBS

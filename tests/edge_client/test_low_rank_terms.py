@@ -20,7 +20,7 @@ from quantize import QuantizedBase
 from quantize.base_model import build
 from tests.edge_client.test_torch_engine import batch
 from tests.models import tiny_llama
-from wire import spec
+from wire import run_spec, spec
 from wire.delta import HISTORY, Vector
 from wire.errors import SpecError
 
@@ -190,7 +190,7 @@ def test_a_start_from_the_weights_needs_them(base: QuantizedBase) -> None:
 
 def test_rows_that_say_none_of_this_keep_their_names() -> None:
     assert set(spec.plain(LoraFactors())) == {"id", "rank", "alpha", "targets", "layers", "tuned", "seed"}
-    assert spec.edition(LoraFactors(history=4)) == 3
+    assert spec.edition(LoraFactors(history=4)) == run_spec.EDITION
 
 
 @pytest.mark.parametrize("wrong", [{"history": 0}, {"tuned": "B", "keeps": "B"}, {"tuned": "B", "start": "leading"}])

@@ -63,9 +63,9 @@ def publish_in_two_transactions() -> None:
     insert, opened = rows.insert_round, list[tuple[str, Any]]()
     whole = sql_ledger.SqlLedger.publish
 
-    async def published(self: Any, run: str, sealed: Any, release: Any) -> bool:
+    async def published(self: Any, run: str, sealed: Any, release: Any, since_us: int | None = None) -> bool:
         rows.insert_round = lambda db, name, fresh: opened.append((name, fresh))
-        won = await whole(self, run, sealed, release)
+        won = await whole(self, run, sealed, release, since_us)
         rows.insert_round = insert
         while opened:
             await self._write(insert, *opened.pop())

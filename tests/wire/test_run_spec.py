@@ -160,6 +160,13 @@ def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_r
         settled(wanted(3), ToyBase())
 
 
+@pytest.mark.parametrize(("growth", "rounds"), [(8.0, 10), (1.0, 3), (0.5, 7), (8.0, 1)])
+def test_the_shares_of_a_runs_rounds_grow_evenly_and_have_the_mean_one(growth: float, rounds: int) -> None:
+    shares = [run_spec.Rates(growth).share(number, rounds) for number in range(1, rounds + 1)]
+    assert sum(shares) / rounds == pytest.approx(1)
+    assert shares[-1] / shares[0] == pytest.approx(growth if rounds > 1 else 1)
+
+
 OLD = (
     '{"aggregator":{"id":"mean","weight_by":"examples"},"base":{"digest":"'
     + "b" * 64
