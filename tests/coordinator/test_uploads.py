@@ -273,7 +273,7 @@ def test_an_update_that_comes_in_while_it_is_begun_once_more_is_not_told_that_it
                 receipts.append(await asyncio.to_thread(device.at(second).commit))
             return found
 
-        first.store.ledger.check = overtaken  # type: ignore[method-assign]
+        first.store.ledger.check = overtaken  # type: ignore[assignment,method-assign]
         assert no(device.create)[0] is Reason.BUSY
         assert [device.create().receipt] == receipts
 
