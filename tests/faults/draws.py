@@ -17,7 +17,7 @@ from wire.run_spec import RunSpec
 Lane = Literal["sqlite", "postgresql"]
 LANES: tuple[Lane, ...] = ("sqlite", "postgresql")
 LAYOUT = Layout((Tensor("w", (32, 32)),))
-SKEWED: dict[Lane, float] = {"sqlite": 0.25, "postgresql": 0.4}
+SKEWED: dict[Lane, float] = {"sqlite": 0.25, "postgresql": 0.5}
 """The share of schedules in which clocks differ: over SQLite, where that is one host's clock, they leave less to compare."""
 SHORT_S = 1.0
 """The deadline of rounds that some device misses now and then, because it dawdles longer."""
@@ -114,7 +114,7 @@ class Scene:
 
 def scene(seed: int, lane: Lane) -> Scene:
     chance = Random(f"edgetune schedule {lane} {seed}")
-    replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(6.0, 9.0)
+    replicas, clients, lasts_s = chance.choice((2, 2, 3)), chance.choice((3, 4)), chance.uniform(10.0, 15.0)
     kinds = ["kill", "stop", "kill client", *(["blackout"] if chance.random() < 0.5 else [])]
     count = chance.choice((0, 1, 2))
     incidents = [_incident(chance, chance.choice(kinds), replicas, clients, lasts_s) for _ in range(count)]
@@ -157,7 +157,7 @@ def weather(drawn: Scene, client: int, incarnation: int) -> Weather:
 def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: float) -> Incident:
     who = chance.randint(1, clients if kind == "kill client" else replicas)
     for_s = chance.uniform(0.3, 1.5) if kind == "stop" else chance.uniform(0.0, 0.15)
-    return Incident(chance.uniform(0.1, lasts_s / 3), kind, who, for_s)  # type: ignore[arg-type]  # one of them
+    return Incident(chance.uniform(0.1, lasts_s / 4), kind, who, for_s)  # type: ignore[arg-type]  # one of them
 
 
 def _strike(chance: Random, lane: Lane) -> Strike:
