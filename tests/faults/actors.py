@@ -230,7 +230,7 @@ class _NoEngine(Session):
 def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
     quicken()
     if number <= scene.uploaders:
-        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300, CALL_BYTES=600)
+        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300, LONGEST_PART_BYTES=300, CALL_BYTES=600)
     chance = Random(f"edgetune client {scene.seed} {number} {incarnation}")
     participate._compute = lambda *given: _computed(chance, stage.calm, *given)
     session = _NoEngine(Device(stage.folder), [])
