@@ -20,7 +20,7 @@ from wire.delta import HISTORY, Delta, Layout, Vector
 from wire.errors import Diverged, PayloadError, Reason, Refused, SpecError, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
 from wire.portion_rules import PORTIONS, Rule
-from wire.portions import Part
+from wire.portions import Part, Portion
 from wire.prng import Strand, Units
 from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
@@ -31,6 +31,11 @@ Update = Delta | Scalars | Split | Part
 
 
 Stored = bytes | memoryview
+PLAIN_STEP: spec.Plain = {"id": "average", "learning_rate": 1.0}
+"""The server optimizer that adds the aggregate as it is."""
+MOST_HELD = 4 << 30
+"""Bytes of the updates of a round where an aggregator needs them all at once; its process would otherwise be killed, and
+each that took over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +138,8 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
     downlink = run.downlink.chain() if run.downlink else None
     made = Rules(run, layout, run.chain(), aggregator, optimizer, downlink, _portions(run))
     check_mode(run)
+    if aggregator.individual:
+        _check_individual(made)
     if run.rates:
         _check_rates(made)
     if made.portions and made.directions:
@@ -143,7 +150,7 @@ def rules(run: RunSpec, layout: Layout) -> Rules:
         raise SpecError('portions: a layout with history needs them, at least [portions] id = "tuned"')
     if made.codec is None and made.downlink:
         raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
-    if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
+    if made.codec is None and spec.plain(optimizer) != PLAIN_STEP:
         raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
     if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
         raise SpecError("a run that takes deltas too needs scalars with neither pool nor curvature: not kseed or hiso")
@@ -155,6 +162,23 @@ def _check_rates(by: Rules) -> None:
     codecs = [codec for codec in (by.codec, by.downlink) if codec is not None]
     if all(codec.rated(2.0) is codec for codec in codecs):
         raise SpecError("rates: neither updates nor releases have a codec with a target of bits, such as rotated_ecsq")
+
+
+def _check_individual(made: Rules) -> None:
+    """Raises SpecError for a run whose aggregator multiplies each device's factors, and cannot."""
+    run = made.spec
+    name, held = run.aggregator["id"], run.cohort.size * 4 * made.layout.size
+    if made.codec is None:
+        raise SpecError(f"aggregator: {name} takes deltas; a run of scalars alone has none")
+    if run.cohort.mode == "async":
+        raise SpecError(f"aggregator: {name} multiplies factors of one release; a buffer's updates start from several")
+    if spec.plain(made.optimizer) != PLAIN_STEP:
+        raise SpecError(f"server_optimizer: {name} makes the whole step itself: average with a learning_rate of 1")
+    if held > MOST_HELD:
+        raise SpecError(
+            f"aggregator: {name} holds every update of a round: {held / 2**30:.1f} GiB, more than {MOST_HELD >> 30}"
+        )
+    made.aggregator.check_layout(made.layout, made.portions)
 
 
 def _portions(run: RunSpec) -> Rule | None:
@@ -180,12 +204,14 @@ def combine(
 ) -> Made:
     """The next release. `accepted` may come in any order; a coded `delta` that is given is taken for what the downlink would
     encode. Raises StoreError for a blob that is missing or damaged, Diverged for an adapter that would not be finite."""
-    shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
+    shares = shares_of(by, accepted, blobs)
     return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs, delta)
 
 
-def _shares(by: Rules, accepted: list[Contribution], blobs: Blobs) -> tuple[Share, ...]:
-    """What each contribution counts, by the rules and, in a buffer, by what the ledger said of it as it came in."""
+def shares_of(by: Rules, accepted: Iterable[Contribution], blobs: Blobs) -> tuple[Share, ...]:
+    """What each contribution counts, in the order of the devices: by the rules and, in a buffer, by what the ledger said of it
+    as it came in."""
+    accepted = sorted(accepted, key=lambda c: c.device)
     weights = [by.aggregator.weight(c, _noise(by, c, blobs)) for c in accepted]
     if by.spec.cohort.mode != "async":
         return tuple(Share(c.device, c.digest, weight) for c, weight in zip(accepted, weights, strict=True))
@@ -201,7 +227,7 @@ def _origin(share: Share, number: int) -> int:
 
 
 def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
-    return by.noise(by.read(_stored(blobs, contribution.digest))) if by.directions else 0.0
+    return by.noise(by.read(stored(blobs, contribution.digest))) if by.directions else 0.0
 
 
 def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
@@ -239,7 +265,7 @@ def _coded(
     uncoded. The codec begins anew each time, so that nothing is owed twice, in its own memory and here.
     """
     assert by.spec.downlink is not None, "where the codec is from"
-    decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
+    decay, residual = np.float32(by.spec.downlink.decay), stored_vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
     encoder = by.spec.encoder(codec, parent.version + 1)
     payload = encoder.encode(Delta(by.layout, owed), encoder.init(by.layout))[0] if delta is None else delta
@@ -280,12 +306,17 @@ def fold(by: Rules, shares: tuple[Share, ...], number: int, adapter: Vector, blo
     """The mean delta, float32 [layout.size]: one update in memory at a time, unless the aggregator needs them all."""
     total = by.aggregator.start(by.layout, adapter)
     for share in shares:
-        payload = _stored(blobs, share.digest)
+        payload = stored(blobs, share.digest)
         if not by.added(payload, share.weight, total):
-            update = by.read(payload)
-            portion = update.portion if isinstance(update, Part) else None
-            total.add(by.vector(update, _origin(share, number), share.device), share.weight, portion)
+            total.add(*opened(by, share, payload, number))
     return total.mean()
+
+
+def opened(by: Rules, share: Share, payload: Stored, number: int) -> tuple[Vector, int, Portion | None]:
+    """What an update adds to the adapter, float32 [layout.size], what it counts, and the part of the layout that it is of."""
+    update = by.read(payload)
+    portion = update.portion if isinstance(update, Part) else None
+    return by.vector(update, _origin(share, number), share.device), share.weight, portion
 
 
 def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Step:
@@ -298,13 +329,13 @@ def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blo
         return Step(tuple((key, _rounded(units, whole)) for key, units in zip(keys, weighted, strict=True)))
     mean = _rounded(_sum(weighted, directions.count), whole)
     if directions.drawn == "pool" and parent.step is not None:
-        mean = mean + Step.parse(_stored(blobs, parent.step), directions).strands[0][1]
+        mean = mean + Step.parse(stored(blobs, parent.step), directions).strands[0][1]
     strand: Strand = (directions.key(by.spec.seed, number, ""), mean)
     return Step((strand,))
 
 
 def _units(by: Rules, share: Share, blobs: Blobs) -> Units:
-    update = by.read(_stored(blobs, share.digest))
+    update = by.read(stored(blobs, share.digest))
     assert isinstance(update, Scalars), "a run without a codec reads scalars"
     return update.units
 
@@ -333,16 +364,16 @@ def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) ->
 def _previous(by: Rules, parent: ReleaseManifest, blobs: Blobs) -> tuple[Vector, Vector]:
     if parent.adapter is None:
         raise StoreError(f"release {parent.version} of {parent.run!r} names no adapter")
-    adapter = _vector(blobs, parent.adapter, by.layout.size)
-    return adapter, _vector(blobs, parent.optimizer_state, by.optimizer.state_size(by.layout.size))
+    adapter = stored_vector(blobs, parent.adapter, by.layout.size)
+    return adapter, stored_vector(blobs, parent.optimizer_state, by.optimizer.state_size(by.layout.size))
 
 
-def _vector(blobs: Blobs, digest: str | None, size: int) -> Vector:
+def stored_vector(blobs: Blobs, digest: str | None, size: int) -> Vector:
     """A stored vector, float32 [size]; zeros where a release names none."""
-    return np.zeros(size, np.float32) if digest is None else vector(_stored(blobs, digest), size)
+    return np.zeros(size, np.float32) if digest is None else vector(stored(blobs, digest), size)
 
 
-def _stored(blobs: Blobs, digest: str) -> memoryview:
+def stored(blobs: Blobs, digest: str) -> memoryview:
     try:
         return blobs.get(digest)
     except Refused as error:

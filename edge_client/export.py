@@ -37,37 +37,61 @@ SIDE_FILES = (
 
 
 def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
-    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists, or for
-    an adapter that is no LoRA."""
+    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`: LoRA, a soft prompt or a prefix. Raises
+    UserError if `out` exists, or for an adapter that peft does not know."""
     found = _exportable(base)
-    if placement.bottlenecks:
-        raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
-    if not placement.linears:
-        raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
-    factors: dict[str, Vector] = {}
-    for module, terms in placement.linears.items():
-        a, b = _stacked(found, module, terms, vector)
-        factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
-    terms = next(iter(placement.linears.values()))
-    rank = sum(term.rank for term in terms)
+    held, config = _of_peft(found, placement, layout, vector)
+    named = {"task_type": "CAUSAL_LM", "base_model_name_or_path": str((out / "base").resolve()), "inference_mode": True}
     with _aside(out) as folder:
         (folder / "base").mkdir()
         _model(found, folder / "base", found.dequantized)
-        declared = {name: ("F32", factor.shape) for name, factor in factors.items()}
-        tensors.write(folder / "adapter_model.safetensors", declared, factors.values())
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": str((out / "base").resolve()),
-            "r": rank,
-            "lora_alpha": terms[0].scale * rank,
-            "target_modules": list(placement.linears),
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "inference_mode": True,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        declared = {name: ("F32", value.shape) for name, value in held.items()}
+        tensors.write(folder / "adapter_model.safetensors", declared, held.values())
+        (folder / "adapter_config.json").write_text(json.dumps(config | named, indent=1), encoding="utf-8")
         (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
+
+
+def _of_peft(
+    base: QuantizedBase, placement: Placement, layout: Layout, vector: Vector
+) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """peft's tensors and its configuration."""
+    if placement.linears:
+        return _lora(base, placement, vector)
+    if placement.prompt is not None:
+        return _virtual("PROMPT_TUNING", placement.prompt.rows(vector))
+    if placement.prefix is not None:
+        from edge_client.engines.torch_model import prefix_of  # the model computes what a prefix starts from
+
+        return _virtual("PREFIX_TUNING", prefix_of(base, placement, layout, vector))
+    if placement.bottlenecks:
+        raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
+    raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
+
+
+def _virtual(kind: str, rows: Vector) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """What peft calls virtual tokens, a row each."""
+    return {"prompt_embeddings": rows}, {
+        "peft_type": kind,
+        "num_virtual_tokens": len(rows),
+        "num_transformer_submodules": 1,
+    }
+
+
+def _lora(base: QuantizedBase, placement: Placement, vector: Vector) -> tuple[dict[str, Vector], dict[str, Any]]:
+    factors: dict[str, Vector] = {}
+    for module, terms in placement.linears.items():
+        a, b = _stacked(base, module, terms, vector)
+        factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+    terms = next(iter(placement.linears.values()))
+    rank = sum(term.rank for term in terms)
+    return factors, {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": terms[0].scale * rank,
+        "target_modules": list(placement.linears),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
 
 
 def _stacked(base: QuantizedBase, module: str, terms: tuple[LowRank, ...], vector: Vector) -> tuple[Vector, Vector]:
@@ -85,6 +109,9 @@ def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, 
         raise UserError(
             "a bottleneck adapter is no part of any weight; write a folder with its own loader with --to torch"
         )
+
+    if placement.prompt is not None or placement.prefix is not None:
+        raise UserError("what comes before a text is no part of any weight; write an adapter folder with --to peft")
 
     def merged(name: str) -> Any:
         module = name.removesuffix(".weight")

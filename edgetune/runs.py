@@ -234,8 +234,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps(shown | {"releases": [dataclasses.asdict(v) for v in verdicts]}))
     else:
         for v in verdicts:
-            verdict = "ok" if v.coded_here else "ok; its delta was coded otherwise than this machine would"
-            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or verdict}")
+            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.sentence}")
         if not any(v.signed for v in verdicts):
             print("signatures: none checked; a coordinator without identities signs nothing")
         print(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from coordinator import ingest, publish
+from coordinator import exactness, ingest, publish
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.adapters import Adapter
 from edge_client.engines import Tokens
@@ -26,13 +26,14 @@ from wire.scalars import Directions, Step, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up, and
-    bytes of releases down."""
+    """What rounds have cost, over all devices: forwards of one batch, processor seconds of training, payload bytes up,
+    bytes of releases down, and tokens learned from."""
 
     forwards: int = 0
     seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    tokens: int = 0
 
     def __add__(self, more: Spent) -> Spent:
         one, other = dataclasses.astuple(self), dataclasses.astuple(more)
@@ -129,7 +130,7 @@ class Simulation:
         """What a device sends that trains from the newest release."""
         began = time.process_time()
         payload, trained = self._payload(device, train)
-        spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched)
+        spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched, trained.tokens)
         return Sent(device, payload, len(train), spent)
 
     def publish(self, sent: Iterable[Sent]) -> Published:
@@ -142,6 +143,12 @@ class Simulation:
         published = Published(made.release, tuple(bytes(self._blobs.get(d)) for d in needed if d is not None))
         self.follow(published)
         return published
+
+    def aggregation_error(self, sent: Iterable[Sent]) -> float | None:
+        """How far the aggregate of what the devices sent is from the mean of what their models do, relative to what that
+        changes; None where there are no products of factors. Asked for before `publish`."""
+        accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
+        return exactness.aggregation_error(self.rules, self.release, accepted, self._blobs)
 
     def follow(self, published: Published) -> None:
         """Go on from a release that was made here or in another process with the same run."""

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 """Called with (tensors done, tensors in all)."""
 MANIFEST, WEIGHTS = "edgetune-base.json", "model.safetensors"
 SCHEMA = "edgetune-base-1"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class QuantizedBase:
@@ -55,6 +56,19 @@ class QuantizedBase:
     def biases(self) -> Mapping[str, int]:
         """Module name -> width of every linear layer's bias."""
         return {m: rows for m, (rows, _) in self.linears().items() if f"{m}.bias" in self._manifest["tensors"]}
+
+    def embedding(self) -> tuple[int, int]:
+        """Tokens of the vocabulary, and the width of their embeddings."""
+        tokens, width = self.shape(EMBEDDING)
+        return tokens, width
+
+    def embeddings(self, tokens: Sequence[int]) -> Array:
+        """The rows of `tokens` as float32 [len(tokens), width]. Only theirs are read: a table can be half of a model."""
+        shape, parts = self.embedding(), self.parts(EMBEDDING)
+        if any(len(part) != shape[0] for part in parts.values()):
+            return self.dequantized(EMBEDDING)[list(tokens)]
+        chosen = {suffix: part[list(tokens)] for suffix, part in parts.items()}
+        return SCHEMES[self.scheme(EMBEDDING)].decode(chosen, (len(tokens), shape[1]))
 
     def names(self) -> list[str]:
         return list(self._manifest["tensors"])

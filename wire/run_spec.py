@@ -25,8 +25,9 @@ program does not know gets `metadata=spec.since(N)`, and a row is left out of `F
 FIRST = frozenset(
     {"lora", "ferret", "mezo", "kseed", "decomfl", "hiso", "lora_sb", "norms", "adamw", "sgd"}
     | {"float32", "float16", "blockwise", "top_k", "rice", "error_feedback", "pack", "zstd"}
+    | {"mean", "average", "momentum", "adam"}
 )
-"""The rows of methods, adapters and codecs that programs of edition 1 have; all others are of the second."""
+"""The rows that programs of edition 1 have; all others are of the second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ class RunSpec:
     @property
     def edition(self) -> int:
         """The earliest edition that can say this run: programs that know only earlier ones cannot take part in it."""
-        rows = _ids([self.method, self.forward_method, self.codec])
+        rows = _ids([self.method, self.forward_method, self.codec, self.aggregator, self.server_optimizer])
         return max(spec.edition(self), 1 if FIRST.issuperset(rows) else 2)
 
     def chain(self) -> Chain | None:

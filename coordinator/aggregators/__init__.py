@@ -1,7 +1,8 @@
 """How updates become the next adapter: an aggregator folds them to one mean delta, a server optimizer makes the step.
 
 Sums are int64 fixed point: the same bits in any order, in any process, and mergeable, so that a round can be computed
-twice, in parts, or again years later, and give the same release.
+twice, in parts, or again years later, and give the same release. Aggregators that multiply each device's factors
+(`individual.py`) go by floating point: another machine gets the same to a few parts in a million.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.messages import Contribution
+from wire.portion_rules import Rule
 from wire.portions import Portion
 
 
@@ -37,8 +39,11 @@ class Aggregator(Protocol):
     individual: bool
     bitwise: bool
 
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        """Raises SpecError for a layout, or for portions of it, that it has no use for."""
+
     def start(self, layout: Layout, adapter: Vector) -> Sum:
-        """An empty fold of updates to `adapter`, float32 [layout.size]. Raises SpecError for a layout it has no use for."""
+        """An empty fold of updates to `adapter`, float32 [layout.size]."""
 
     def weight(self, contribution: Contribution, noise: float) -> int:
         """What a contribution counts, 1 to 65535. `noise`: its direction's variance relative to the gradient's square."""
@@ -59,7 +64,14 @@ class ServerOptimizer(Protocol):
         """What the mean delta adds to the adapter, and the next state, float32 both. A zero state is the first."""
 
 
-AGGREGATORS: Mapping[str, str] = {"mean": "coordinator.aggregators.mean:Mean"}
+AGGREGATORS: Mapping[str, str] = {
+    "mean": "coordinator.aggregators.mean:Mean",
+    "flexlora": "coordinator.aggregators.flexlora:FlexLora",
+    "flora": "coordinator.aggregators.flora:Flora",
+    "fedex": "coordinator.aggregators.fedex:FedEx",
+    "lora_fair": "coordinator.aggregators.lora_fair:LoraFair",
+    "hetlora": "coordinator.aggregators.hetlora:HetLora",
+}
 SERVER_OPTIMIZERS: Mapping[str, str] = {
     "average": "coordinator.aggregators.server_optimizers:Average",
     "momentum": "coordinator.aggregators.server_optimizers:Momentum",

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from coordinator.aggregators.owners import Owners
+from coordinator.aggregators.weighing import Weighing
 from wire.codecs import kernels
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
-from wire.errors import PayloadError, Reason
-from wire.messages import MAX_WEIGHT, Contribution
+from wire.portion_rules import Rule
 from wire.portions import Portion
 
 FRACTION_BITS = 30
 """One unit of the fixed point is 2^-30: finer than float32 resolves any entry above 2^-7, and far below training noise."""
-LIMIT = 2.0
-"""|entry| < 2 keeps an entry within 31 bits and a sign; times a weight of 16 bits and 2^15 updates it stays within 62."""
-FINEST, FINER = 255, 257
-"""Weights by variance: examples up to 255, in 257ths, fill 16 bits."""
 SLAB = 1 << 17
 """Entries converted at a time, so that temporaries stay in cache and memory stays one accumulator."""
 
@@ -94,26 +90,15 @@ class FixedPointSum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mean:
-    """`weight_by` "examples": by the number of examples a device trained on; "uniform": every device alike; "variance": by
-    examples (at most 255) over 1 + the variance of the estimate, so that in a mixed round scalars along M of d dimensions
-    count about M / d of a delta."""
+class Mean(Weighing):
+    """Entry by entry. Of devices whose ranks differ, each row counts those that have it (RBLA, arXiv 2408.08699)."""
 
-    weight_by: Literal["examples", "uniform", "variance"] = "examples"
     id: ClassVar[str] = "mean"
     individual: ClassVar[bool] = False
     bitwise: ClassVar[bool] = True
 
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        """Any will do."""
+
     def start(self, layout: Layout, adapter: Vector) -> FixedPointSum:
         return FixedPointSum(layout)
-
-    def weight(self, contribution: Contribution, noise: float) -> int:
-        if self.weight_by == "uniform":
-            return 1
-        if self.weight_by == "examples":
-            return min(contribution.weight, MAX_WEIGHT)
-        return max(1, round(min(contribution.weight, FINEST) * FINER / (1 + noise)))
-
-    def check(self, vector: Vector) -> None:
-        if vector.size and not max(-float(vector.min()), float(vector.max())) < LIMIT:
-            raise PayloadError(Reason.OUT_OF_RANGE, f"an entry of the update is {LIMIT} or more: training has diverged")

@@ -6,10 +6,10 @@ How it is tuned is a method's matter: every method works on every adapter, throu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from wire.delta import Layout, Vector
+from wire.delta import Layout, Vector, layer_number
 
 
 class Base(Protocol):
@@ -26,6 +26,12 @@ class Base(Protocol):
 
     def biases(self) -> Mapping[str, int]:
         """Module name -> width of every linear layer's bias."""
+
+    def embedding(self) -> tuple[int, int]:
+        """Tokens of the vocabulary, and the width of their embeddings; (0, 0) for a base without any."""
+
+    def embeddings(self, tokens: Sequence[int]) -> Vector:
+        """The rows of `tokens` as float32 [len(tokens), width]."""
 
     def dequantized(self, name: str) -> Any:
         """A tensor as float32."""
@@ -61,19 +67,52 @@ class Bottleneck:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """Rows before the embedded text: `start` [T, D] + what is tuned, a place as large, or + `matrix` [T·D, d] times it."""
+
+    start: Vector
+    place: slice
+    matrix: Vector | None = None
+
+    def rows(self, vector: Vector) -> Vector:
+        """float32 [T, D]."""
+        tuned = vector[self.place]
+        moved = tuned if self.matrix is None else self.matrix @ tuned
+        return self.start + moved.reshape(self.start.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values before the text's own: those of `tokens` under the base, + what is tuned, by layer a place [T, 2 · kv] with
+    keys first. Their positions are the first ones, so that a prefix of zeros is those tokens before the text."""
+
+    tokens: tuple[int, ...]
+    places: tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Placement:
     """Where a model uses the flat vector of the whole layout (`whole_layout`): low-rank terms, which are added up, by linear
-    module; what gains grow by, by norm module; what is added to biases and what follows layers, by linear module. The terms of
-    one number have one rank and one scale in all modules."""
+    module; what gains grow by, by norm module; what is added to biases and what follows layers, by linear module; what comes
+    before the text. The terms of one number have one rank and one scale in all modules."""
 
     linears: Mapping[str, tuple[LowRank, ...]] = dataclasses.field(default_factory=dict)
     gains: Mapping[str, slice] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, slice] = dataclasses.field(default_factory=dict)
     bottlenecks: Mapping[str, Bottleneck] = dataclasses.field(default_factory=dict)
+    prompt: Prompt | None = None
+    prefix: Prefix | None = None
 
     def modules(self) -> set[str]:
-        """All that is changed by something."""
+        """All that something is done to."""
         return {*self.linears, *self.gains, *self.biases, *self.bottlenecks}
+
+    @property
+    def lowest(self) -> int | None:
+        """The lowest layer that is not as in the base; None if none is."""
+        if self.prompt is not None or self.prefix is not None:
+            return 0
+        return min((n for module in self.modules() if (n := layer_number(module)) is not None), default=None)
 
 
 class Adapter(Protocol):
@@ -107,6 +146,9 @@ ADAPTERS: Mapping[str, str] = {
     "lora_sb": "edge_client.adapters.low_rank:LoraCore",
     "biases": "edge_client.adapters.biases:Biases",
     "bottleneck": "edge_client.adapters.bottlenecks:Bottlenecks",
+    "prompt": "edge_client.adapters.prompts:SoftPrompt",
+    "projected_prompt": "edge_client.adapters.prompts:ProjectedPrompt",
+    "prefix": "edge_client.adapters.prompts:PrefixKeys",
     "norms": "edge_client.adapters.norms:NormGains",
 }
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.adapters import Adapter, Placement
+from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
 from edge_client.engines.memory import give_back
 from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.text import Text
 from quantize import QuantizedBase
-from wire.delta import Layout, Vector, layer_number
-from wire.errors import BaseModelError, MachineError
+from wire.delta import Layout, Vector
+from wire.errors import BaseModelError, MachineError, SpecError
 
 MIB = 1 << 20
 TOKENS_AT_ONCE = 128
@@ -53,7 +53,10 @@ class OnnxEngine:
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
         placement = adapter.placement(base)
-        first = first_tuned(placement, self._shape.layers)
+        if placement.prefix is not None:
+            raise SpecError("--engine onnx puts no keys and values before a text; use --engine torch, or tune a prompt")
+        self._prompt = placement.prompt
+        first = self._shape.layers if placement.lowest is None else placement.lowest
         base.give_back()
         self._below = self._session(onnx_graph.below(base, self._shape, first)) if first else None
         self._body = self._session(onnx_graph.body(base, self._shape, placement, layout, False, first))
@@ -120,8 +123,7 @@ class OnnxEngine:
         past = self._empty_past()
         seen = 0
         while len(answer) < max_new_tokens:
-            logits, past = self._continued(given, seen, past)
-            seen += len(given)
+            logits, past, seen = self._continued(given, seen, past)
             token = drawn(logits, temperature, chance)
             if token == self.text.end:
                 break
@@ -134,15 +136,16 @@ class OnnxEngine:
         self._base.give_back()
         return onnx_graph.body(self._base, self._shape, placement, self.layout, cached=True)
 
-    def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any]]:
-        """Logits after `given` tokens, of which `seen` others came before; and the keys and values of all."""
+    def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any], int]:
+        """Logits after `given` tokens, before which `seen` others came; the keys and values of all, and how many they are."""
         entering = self._embedded(np.array([given], np.int64))
-        feeds = self._feeds(entering, self._vector[None], np.array([len(given) - 1], np.int64), seen) | past
+        entering = entering if seen else self._after_prompts(entering, self._vector[None])
+        feeds = self._feeds(entering, self._vector[None], np.array([entering.shape[1] - 1], np.int64), seen) | past
         names = [f"present_{part}_{n}" for n in range(self._shape.layers) for part in ("key", "value")]
         rows, *present = self._generator.run(["rows", *names], feeds)
         (logits,) = self._head.run(["logits"], {"rows": rows, "targets": np.zeros((1, 1), np.int64)})
         kept = {name.replace("present", "past"): value for name, value in zip(names, present, strict=True)}
-        return logits[0], kept
+        return logits[0], kept, seen + entering.shape[1]
 
     def _empty_past(self) -> dict[str, Any]:
         empty = np.zeros((1, self._shape.kv_heads, 0, self._shape.head), np.float32)
@@ -153,9 +156,11 @@ class OnnxEngine:
         total, count = np.zeros(len(adapters)), 0
         for some in _within(sequences, TOKENS_AT_ONCE // len(adapters)):
             ids, wanted = _padded(some)
+            entering = self._after_prompts(np.tile(self._entering(some, ids), (len(adapters), 1, 1)), adapters)
+            wanted = np.pad(wanted, ((0, 0), (entering.shape[1] - ids.shape[1], 0)), constant_values=IGNORE)
             where = np.flatnonzero(wanted != IGNORE)
             every = np.concatenate([where + k * wanted.size for k in range(len(adapters))])
-            (rows,) = self._body.run(["rows"], self._feeds(self._entering(some, ids), adapters, every, 0))
+            (rows,) = self._body.run(["rows"], self._feeds(entering, adapters, every, 0))
             targets = np.tile(wanted.reshape(-1)[where], len(adapters))
             total += self._nll(rows, targets).reshape(len(adapters), -1).sum(axis=1, dtype=np.float64)
             count += len(where)
@@ -174,6 +179,13 @@ class OnnxEngine:
         entering: Vector = found
         return entering
 
+    def _after_prompts(self, entering: Vector, adapters: Vector) -> Vector:
+        """[K · B, T, D] with each adapter's soft prompt before its B texts, where it has one."""
+        if self._prompt is None:
+            return entering
+        prompts = np.stack([self._prompt.rows(adapter) for adapter in adapters])
+        return np.concatenate([np.repeat(prompts, len(entering) // len(adapters), axis=0), entering], axis=1)
+
     def _nll(self, rows: Vector, targets: npt.NDArray[np.int64]) -> Vector:
         parts = []
         for at in range(0, len(rows), ROWS_AT_ONCE):
@@ -186,14 +198,14 @@ class OnnxEngine:
         return self._frame(entering, len(adapters), seen) | {"adapter": adapters, "where": where}
 
     def _frame(self, entering: Vector, copies: int, seen: int) -> dict[str, Any]:
-        """What every graph of layers is given: `copies` of [B, T, D], after `seen` tokens."""
-        sequences, length, _ = entering.shape
+        """What every graph of layers is given: [copies · B, T, D], after `seen` tokens."""
+        rows, length, _ = entering.shape
         cos, sin = self._rotation(seen + length)
         return {
-            "entering": np.tile(entering, (copies, 1, 1)),
-            "by_adapter": np.array([copies, sequences * length, -1], np.int64),
-            "by_sequence": np.array([copies * sequences, length, -1], np.int64),
-            "lengths": np.full(copies * sequences, seen + length - 1, np.int32),
+            "entering": entering,
+            "by_adapter": np.array([copies, rows // copies * length, -1], np.int64),
+            "by_sequence": np.array([rows, length, -1], np.int64),
+            "lengths": np.full(rows, seen + length - 1, np.int32),
             "total": np.array(seen + length, np.int32),
             "cos": cos,
             "sin": sin,
@@ -255,12 +267,6 @@ class Kept:
     def _drop(self, sequence: Tokens) -> None:
         hidden = self._held.pop(sequence, None)
         self._bytes -= 0 if hidden is None else hidden.nbytes
-
-
-def first_tuned(placement: Placement, layers: int) -> int:
-    """The first layer that an adapter changes; `layers` if it changes none (the last norm alone, say)."""
-    numbers = [layer_number(module) for module in placement.modules()]
-    return min((n for n in numbers if n is not None), default=layers)
 
 
 def cores() -> int:

@@ -48,7 +48,7 @@ class TorchEngine:
         self.layout, self._device, self._limit = layout, device, max_memory
         self._base_bytes = torch_memory.resident(base)
         self.text = Text(base.folder)
-        self._model, self._factors = torch_model.build(base, adapter.placement(base), layout, device)
+        self._model, self._factors, self._front = torch_model.build(base, adapter.placement(base), layout, device)
         inner = self._model.base_model.model if hasattr(self._model, "peft_config") else self._model
         self._body = inner.model
         self._head: torch.Tensor = self._model.get_output_embeddings().weight
@@ -170,7 +170,7 @@ class TorchEngine:
             self.write_below(adapter)
             with torch.no_grad():
                 terms = [
-                    (by.double() * torch_cut.entering(self._body, self._cut, ids)[0].double()).sum()
+                    (by.double() * torch_cut.entering(self._body, self._cut, self._front.given(ids))[0].double()).sum()
                     for ids, by in self._entered
                 ]
             found.append(float(sum(terms)))
@@ -188,7 +188,9 @@ class TorchEngine:
         past = None
         with torch.no_grad():
             while len(answer) < max_new_tokens:
-                out = self._body(input_ids=self._ids([given]), use_cache=True, past_key_values=past)
+                ids = self._ids([given])
+                told = self._front.begun(ids) if past is None else {"input_ids": ids, "past_key_values": past}
+                out = self._body(**told, use_cache=True)
                 logits = (out.last_hidden_state[0, -1].to(self._head.dtype) @ self._head.T).float().cpu()
                 token = _drawn(logits, temperature, chance)
                 if token == self.text.end:
@@ -201,7 +203,7 @@ class TorchEngine:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""
         layers = int(self._model.config.num_hidden_layers) - self._cut.layer
         return torch_memory.plan(
-            self._model.config, self._fixed(), self.layout.size, batch, length, self._limit, layers
+            self._model.config, self._fixed(), self.layout.size, batch, length + self._front.length, self._limit, layers
         )
 
     def _fixed(self) -> int:
@@ -232,17 +234,22 @@ class TorchEngine:
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states [B, T, D], with a gradient; below a cut there is none, and what enters above it is kept."""
         if not self._cut.layer:
-            whole: torch.Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
-            return whole
+            return self._whole(ids)
+        given = self._front.given(ids)
         with torch.no_grad():
-            entering, settings = torch_cut.entering(self._body, self._cut, ids)
+            entering, settings = torch_cut.entering(self._body, self._cut, given)
         entering.requires_grad_().register_hook(lambda by: self._entered.append((ids, by.detach())))
-        return torch_cut.above(self._body, self._cut, entering, settings)
+        return torch_cut.above(self._body, self._cut, entering, settings)[:, self._front.shown :]
+
+    def _whole(self, ids: torch.Tensor) -> torch.Tensor:
+        """The last hidden states [B, T, D] of a pass through all layers."""
+        hidden: torch.Tensor = self._body(**self._front.given(ids), use_cache=False).last_hidden_state
+        return hidden[:, self._front.shown :]
 
     def _rows(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, D] that predict, and what they should predict, int64 [N]."""
         ids, labels = self._padded(some)
-        hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = self._whole(ids)
         there = labels != IGNORE
         return hidden[there], labels[there]
 

@@ -12,26 +12,25 @@ from torch.nn.utils import parametrize
 
 from edge_client.adapters import LowRank, Placement
 from edge_client.engines import torch_added
+from edge_client.engines.torch_front import Front, PrefixFront, front
 from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
-from wire.delta import Layout
+from wire.delta import Layout, Vector
 from wire.errors import BaseModelError
 
 
-def build(base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device) -> tuple[Any, list[Any]]:
-    """A model with float32 adapters on a frozen quantized base, and the tuned parameters in the layout's order.
+def build(
+    base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device
+) -> tuple[Any, list[Any], Front]:
+    """A model with float32 adapters on a frozen quantized base, the tuned parameters in the layout's order, and what comes before
+    a text.
 
     LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
     bottlenecks as hooks of the layers. No float copy of the base is made.
     """
-    _quiet()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _fill(model, base, device)
-    tuned: dict[int, Any] = {}
+    model = frozen(base, device)
+    before, found = front(model, placement, device)
+    tuned: dict[int, Any] = {**found}
     for module, place in placement.gains.items():
         tuned[place.start] = _gain(model.get_submodule(module), device)
     for module, place in placement.biases.items():
@@ -43,7 +42,32 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
         for module, terms in placement.linears.items():
             for number, term in enumerate(terms):
                 tuned |= _low_rank(model.base_model.model.get_submodule(module), _term(number), term, device)
-    return model, [tuned[place.start] for _, place in layout.slices()]
+    return model, [tuned[place.start] for _, place in layout.slices()], before
+
+
+def prefix_of(base: QuantizedBase, placement: Placement, layout: Layout, vector: Vector) -> Vector:
+    """Keys and values of a prefix, float32 [length, layers · 2 · kv]: each layer's keys, then its values."""
+    _, factors, before = build(base, placement, layout, torch.device("cpu"))
+    assert isinstance(before, PrefixFront), "asked of a placement with a prefix"
+    with torch.no_grad():
+        for factor, (tensor_, place) in zip(factors, layout.slices(), strict=True):
+            factor.copy_(torch.tensor(vector[place]).view(tensor_.shape))
+        rows: Vector = before.rows().numpy()
+    return rows
+
+
+def frozen(base: QuantizedBase, device: torch.device) -> Any:
+    """The model of a base, nothing of it tuned. On the CPU its weights are the base's file, read as they are used."""
+    _quiet()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _fill(model, base, device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:

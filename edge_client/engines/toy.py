@@ -17,7 +17,7 @@ from edge_client.engines import IGNORE, Optimizer, Tokens, tuned_numbers
 from edge_client.engines.sequences import answered, packed
 from wire import spec
 from wire.delta import Layout, Vector
-from wire.errors import MachineError
+from wire.errors import MachineError, SpecError
 
 BYTES = 256
 END = 0
@@ -40,6 +40,12 @@ class ToyBase:
 
     def biases(self) -> Mapping[str, int]:
         return {}
+
+    def embedding(self) -> tuple[int, int]:
+        return 0, 0
+
+    def embeddings(self, tokens: Sequence[int]) -> Matrix:
+        raise SpecError("the toy base has no embedding")
 
     def dequantized(self, name: str) -> Matrix:
         return np.zeros((BYTES, BYTES), np.float32)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS
+from coordinator.aggregators import SERVER_OPTIMIZERS
 from coordinator.aggregators.mean import SLAB, FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
 from coordinator.aggregators.staleness import WHOLE, discount, fitted
@@ -75,16 +75,6 @@ def test_an_entry_that_the_fixed_point_cannot_hold_is_refused(bad: float) -> Non
     with pytest.raises(PayloadError) as caught:
         Mean().check(np.array([0.1, bad], np.float32))
     assert caught.value.reason is Reason.OUT_OF_RANGE
-
-
-@pytest.mark.parametrize("row", sorted(AGGREGATORS))
-def test_every_aggregator_gives_back_a_lone_update(row: str) -> None:
-    aggregator = spec.build(AGGREGATORS, {"id": row})
-    vector = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    total = aggregator.start(flat(SIZE), np.zeros(SIZE, np.float32))
-    total.add(vector, 3)
-    np.testing.assert_allclose(total.mean(), vector, atol=2.0**-30)
-    assert spec.build(AGGREGATORS, spec.plain(aggregator)) == aggregator
 
 
 @pytest.mark.parametrize("row", sorted(SERVER_OPTIMIZERS))

@@ -40,6 +40,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "lora-terms": {"id": "lora", "rank": 4, "history": 2, "keeps": "pair", "start": "leading"},
     "lora_sb": {"id": "lora_sb", "rank": 4},
     "bottleneck": {"id": "bottleneck", "width": 4},
+    "prompt": {"id": "prompt", "length": 5},
+    "projected_prompt": {"id": "projected_prompt", "length": 3, "dimensions": 10},
     "norms": {"id": "norms"},
     "norms-last": {"id": "norms", "layers": 1},
 }
@@ -110,8 +112,9 @@ def test_the_loss_of_a_sequence_does_not_depend_on_its_company(bases: dict[str, 
     assert engine.loss(batch)[0] == pytest.approx(alone, rel=1e-6)
 
 
-def test_the_answer_is_the_one_that_torch_gives(bases: dict[str, QuantizedBase]) -> None:
-    adapter: Adapter = spec.build(ADAPTERS, TABLES["lora"])
+@pytest.mark.parametrize("tuned", ["lora", "prompt"])
+def test_the_answer_is_the_one_that_torch_gives(bases: dict[str, QuantizedBase], tuned: str) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, TABLES[tuned])
     base = bases["qwen3"]
     layout = adapter.layout(base)
     engines: list[Any] = [OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)]

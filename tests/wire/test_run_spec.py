@@ -198,6 +198,7 @@ def test_what_is_not_set_is_not_said_so_that_an_older_program_meets_no_key_that_
         ({"cohort": {"goal": 2, "owner_share": 0.5}}, 2),
         ({"cohort": ASYNC}, 2),
         ({"method": {"id": "hybrid"}}, 2),
+        ({"aggregator": {"id": "flexlora"}}, 2),
         ({"forward_method": {"id": "mezo", "adapter": {"id": "of tomorrow"}}}, 2),
         ({"directions": {"drawn": "device", "subspace": {"rank": 2}}}, 2),
     ],
