@@ -178,7 +178,7 @@ def _check_individual(made: Rules) -> None:
         raise SpecError(
             f"aggregator: {name} holds every update of a round: {held / 2**30:.1f} GiB, more than {MOST_HELD >> 30}"
         )
-    made.aggregator.check_layout(made.layout)
+    made.aggregator.check_layout(made.layout, made.portions)
 
 
 def _portions(run: RunSpec) -> Rule | None:

@@ -148,6 +148,12 @@ class Simulation:
         self.follow(published)
         return published
 
+    def aggregation_error(self, sent: Iterable[Sent]) -> float | None:
+        """How far the aggregate of what the devices sent is from the mean of what their models do, relative to what that
+        changes; None where there are no products of factors. Asked for before `publish`."""
+        accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
+        return exactness.aggregation_error(self.rules, self.release, accepted, self._blobs)
+
     def follow(self, published: Published) -> None:
         """Go on from a release that was made here or in another process with the same run."""
         for blob in published.blobs:

@@ -13,6 +13,7 @@ from typing import Protocol
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.messages import Contribution
+from wire.portion_rules import Rule
 from wire.portions import Portion
 
 
@@ -38,8 +39,8 @@ class Aggregator(Protocol):
     individual: bool
     bitwise: bool
 
-    def check_layout(self, layout: Layout) -> None:
-        """Raises SpecError for a layout that it has no use for."""
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        """Raises SpecError for a layout, or for portions of it, that it has no use for."""
 
     def start(self, layout: Layout, adapter: Vector) -> Sum:
         """An empty fold of updates to `adapter`, float32 [layout.size]."""

@@ -10,7 +10,9 @@ import numpy as np
 
 from coordinator.aggregators.individual import Individual
 from coordinator.aggregators.products import Pair, Product, Term, nearest, total, weighted
-from wire.delta import Vector
+from wire.delta import Layout, Vector
+from wire.errors import SpecError
+from wire.portion_rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,13 @@ class FedEx(Individual):
 
     history: ClassVar[bool] = True
     id: ClassVar[str] = "fedex"
+
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        super().check_layout(layout, portions)
+        if portions is not None and portions.least_rank is not None:
+            raise SpecError(
+                "aggregator: fedex takes devices of one rank; a smaller one has not what the residual corrects"
+            )
 
     def combined(
         self, pair: Pair, tuned: Sequence[Term], start: Vector, mean: Vector

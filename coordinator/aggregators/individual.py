@@ -16,6 +16,7 @@ from coordinator.aggregators.weighing import Weighing
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
 from wire.errors import SpecError
+from wire.portion_rules import Rule
 from wire.portions import Portion
 
 
@@ -54,7 +55,7 @@ class Individual(Weighing, abc.ABC):
     bitwise: ClassVar[bool] = False
     history: ClassVar[bool] = False
 
-    def check_layout(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
         found = pairs(layout)
         if self.history and any(pair.history is None for pair in found):
             raise SpecError("aggregator: it keeps a history, so that every module needs one: adapter.history = RANK")

@@ -14,6 +14,7 @@ from coordinator.aggregators.weighing import Weighing
 from wire.codecs import kernels
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
+from wire.portion_rules import Rule
 from wire.portions import Portion
 
 FRACTION_BITS = 30
@@ -96,7 +97,7 @@ class Mean(Weighing):
     individual: ClassVar[bool] = False
     bitwise: ClassVar[bool] = True
 
-    def check_layout(self, layout: Layout) -> None:
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
         """Any will do."""
 
     def start(self, layout: Layout, adapter: Vector) -> FixedPointSum:

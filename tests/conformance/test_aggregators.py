@@ -84,13 +84,13 @@ def test_a_module_that_nobody_tuned_stays(row: str) -> None:
 @every
 def test_a_row_says_which_layouts_it_has_no_use_for_and_its_table_says_it_again(row: str) -> None:
     made, plain = row_of(row), Layout((Tensor("w", (4,)), Tensor("m.lora_B.weight", (4, 2), "lora_B")))
-    made.check_layout(WHOLE)
+    made.check_layout(WHOLE, None)
     assert spec.build(AGGREGATORS, spec.plain(made)) == made
     if made.individual:
         with pytest.raises(SpecError, match="no module with both A and B"):
-            made.check_layout(plain)
+            made.check_layout(plain, None)
     else:
-        made.check_layout(plain)
+        made.check_layout(plain, None)
 
 
 @every

@@ -91,7 +91,7 @@ def test_fedex_averages_the_factors_and_keeps_what_their_product_misses() -> Non
 @pytest.mark.parametrize("row", ["flora", "fedex"])
 def test_a_row_with_a_history_refuses_a_layout_without_one(row: str) -> None:
     with pytest.raises(SpecError, match="history = RANK"):
-        spec.build(AGGREGATORS, {"id": row}).check_layout(PLAIN)
+        spec.build(AGGREGATORS, {"id": row}).check_layout(PLAIN, None)
 
 
 def by_descent(mean: factors.Matrix, b: factors.Matrix, a: factors.Matrix, penalty: float) -> factors.Matrix:

@@ -119,6 +119,7 @@ def test_a_verdict_says_how_exact_the_aggregate_is(tmp_path: Path) -> None:
         ({"server_optimizer": {"id": "average", "learning_rate": 0.5}}, "makes the whole step itself"),
         ({"cohort": {"goal": 32768}}, "holds every update of a round"),
         ({"aggregator": {"id": "flora"}}, "history = RANK"),
+        ({"aggregator": {"id": "fedex"}, "portions": {"id": "tuned", "least_rank": 1}}, "devices of one rank"),
     ],
 )
 def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(
@@ -127,7 +128,7 @@ def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(
     monkeypatch.setattr(publish, "MOST_HELD", 1 << 20)
     table: dict[str, Any] = {"cohort": {"goal": 2}, "aggregator": {"id": "flexlora"}} | changes
     with pytest.raises(SpecError, match=said):
-        publish.rules(stores.spec(**table), LAYOUT)
+        publish.rules(stores.spec(**table), factors.layout(history=4) if "portions" in changes else LAYOUT)
 
 
 def test_an_aggregator_of_factors_is_refused_without_factors() -> None:
