@@ -146,28 +146,30 @@ class Federation:
         for number in range(1, rounds + 1):
             tell(f"{said}, seed {self._setting.cell.seed}: round {number} of {rounds}")
             try:
-                cost, memory = self._round(train)
+                cost, memory, inexact = self._round(train)
             except (
                 PayloadError
             ) as error:  # a coordinator would not have taken it: the row ends here, and its report says so
                 refused = f"round {number}: {error.reason.value}"
                 break
             spent, peak = spent + cost, max(peak, memory)
-            errors.append(self._simulation.aggregation_error())
+            errors.append(inexact)
             if number % max(1, rounds // self._settings["points"]) == 0 or number == rounds:
                 marks.append(self._mark(number, spent))
         tell(f"{said}, seed {self._setting.cell.seed}: measuring")
         return dataclasses.replace(self._found(marks, peak, refused), errors=errors)
 
-    def _round(self, train: Mapping[str, Sequence[Tokens]]) -> tuple[Spent, int]:
-        """What a round has cost, and the most memory while devices trained. Who learns alone sends nothing."""
+    def _round(self, train: Mapping[str, Sequence[Tokens]]) -> tuple[Spent, int, float | None]:
+        """What a round has cost, the most memory while devices trained, and the error of aggregation. Who learns alone sends
+        nothing."""
         measures.forget_peak()
         sent = [self._simulation.sent(device, some) for device, some in train.items()]
         memory = peak_rss_bytes()
+        error = self._simulation.aggregation_error(sent)
         self._simulation.publish(sent)
         spent = sum((one.spent for one in sent), Spent())
         alone = self._row.who != "federation"
-        return dataclasses.replace(spent, bytes_up=0, bytes_down=0) if alone else spent, memory
+        return dataclasses.replace(spent, bytes_up=0, bytes_down=0) if alone else spent, memory, error
 
     def _trained_on(self) -> dict[str, list[Tokens]]:
         shares, wanted = self._setting.shares, self._settings["train"]

@@ -85,7 +85,6 @@ class Simulation:
         first = self.adapter_row.initial(self.layout, self.run.seed, base)
         self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
-        self._made_of: tuple[ReleaseManifest, list[Contribution]] = self.release, []
 
     @property
     def adapter(self) -> Vector:
@@ -136,11 +135,10 @@ class Simulation:
 
     def publish(self, sent: Iterable[Sent]) -> Published:
         """The next release, of what the devices sent. Raises PayloadError for an update that a coordinator would refuse."""
-        for contribution in self._made_of[1]:
-            self._blobs.delete(contribution.digest)
         accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
-        self._made_of = self.release, accepted
         made = publish.combine(self.rules, self.release, accepted, self._blobs)
+        for contribution in accepted:
+            self._blobs.delete(contribution.digest)  # nobody asks for it again, and memory is measured
         for blob in made.blobs:
             self._blobs.put(blob)
         needed = made.release.step, made.release.delta, made.release.adapter
@@ -165,10 +163,6 @@ class Simulation:
         else:
             adapter = publish.vector(self._blobs.get(self.release.adapter or ""), self.layout.size)
             self._state = Trajectory.start(self._state.directions, self.layout, adapter, self.release.version)
-
-    def aggregation_error(self) -> float | None:
-        """How exact the newest release is that was made here (`coordinator.exactness`)."""
-        return exactness.aggregation_error(self.rules, *self._made_of, self._blobs)
 
     def payload_of(self, device: str, train: Sequence[Tokens]) -> bytes:
         """What `device` would send now."""
