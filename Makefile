@@ -63,12 +63,12 @@ docs: $(VENV)/ready  ## write docs/errors.md anew from the table of wire/contrac
 	$(RUN) -m wire.contract > docs/errors.md
 
 protos: $(VENV)/ready  ## generate the protobuf code anew
-	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto
+	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto protos/v1/middle.proto
 
 protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gives
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT \
-	&& $(RUN) -m grpc_tools.protoc -I . --python_out="$$made" --pyi_out="$$made" --grpc_python_out="$$made" protos/v1/federation.proto \
-	&& for file in federation_pb2.py federation_pb2.pyi federation_pb2_grpc.py; do \
+	&& $(RUN) -m grpc_tools.protoc -I . --python_out="$$made" --pyi_out="$$made" --grpc_python_out="$$made" protos/v1/federation.proto protos/v1/middle.proto \
+	&& for file in {federation,middle}_pb2.py {federation,middle}_pb2.pyi {federation,middle}_pb2_grpc.py; do \
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 

@@ -89,7 +89,6 @@ def quicken() -> None:
         (transport, "CALL_S", 1.0),
         (transport, "transfer_s", lambda size: 2.0),
         (uploads, "transfer_s", lambda size: 2.0),
-        (uploads, "PART_S", 2.0),
         (participate, "HOLD_S", 1.0),
         (participate, "LONGEST_PAUSE_S", 0.1),
     ):
