@@ -130,7 +130,7 @@ def scene(seed: int, lane: Lane) -> Scene:
         uploaders=chance.choice((1, 2)),
         run=_run(chance, seed, clients),
         lasts_s=lasts_s,
-        stopped_s=chance.uniform(0.3, 0.9),
+        stopped_s=chance.uniform(0.4, 1.2),
         skewed=chance.random() < SKEWED[lane],
         incidents=tuple(sorted(incidents, key=lambda one: one.at_s)),
     )
@@ -161,10 +161,10 @@ def _incident(chance: Random, kind: str, replicas: int, clients: int, lasts_s: f
 
 
 def _strike(chance: Random, lane: Lane) -> Strike:
-    """Each kind of moment comes as often as each other: in a transaction, at its commit, at a blob, at a part of an upload, at
-    the combining of a round. Which statement of a transaction a replica dies at is all the same; that it fails there, and
-    lives, is not. A closer is stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
-    kind = chance.choice(("statement", "commit", "commit", "blob", "blob", "part", "part", "closer"))
+    """At a commit, at a blob, at a part of an upload and at the combining of a round as often as at each other; within a
+    transaction half as often. Which of its statements a replica dies at is all the same; that it fails there, and lives, is
+    not. A closer is stopped more often than killed: what it does when it goes on, another may have done meanwhile."""
+    kind = chance.choice(("statement", "commit", "commit", "blob", "blob", "part", "part", "closer", "closer"))
     among, often = _places(chance, kind, lane)
     step, first = chance.choice(among), 1 + int(chance.expovariate(1 / often))
     then = chance.choice(COMMITS) if kind == "commit" or (kind == "part" and chance.random() < 0.5) else None

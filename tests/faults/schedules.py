@@ -39,7 +39,7 @@ from tests.faults.flaky_links import append
 STUCK_AFTER_S = 30.0
 """Without a receipt after the last fault, on a machine that has other work too; deadlines are 1.5 s or never come."""
 LONGEST_S = 120.0
-"""From the last fault to the end of the run, whatever moves: what takes seconds alone may take half a minute beside other work."""
+"""From the last fault to the end, whatever moves: what takes seconds alone may take half a minute beside other work."""
 STEP_S = 0.015
 RESTART_S = 0.05
 
