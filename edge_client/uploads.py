@@ -18,8 +18,9 @@ from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 QUICK_S = 1.0
 """A part after which the next is asked for within this time is followed by one of twice its length, a call that took no longer
 by one that carries twice as much; slower ones by the shortest."""
-LONGEST_PART_BYTES = 2 * PART_BYTES
-CALL_BYTES = 4 << 20
+FIRST_PART_BYTES, LONGEST_PART_BYTES = PART_BYTES // 4, 2 * PART_BYTES
+"""The first part of a call may wait in a coordinator's memory for its turn, beside those of many others."""
+CALL_BYTES = 8 << 20
 """What one call carries at most: bytes are known to be durable when it is answered."""
 Sent = TypeVar("Sent", pb.UploadChunk, pb.UploadPart)
 Progress = Callable[[int, int], None]
@@ -102,7 +103,7 @@ def _following(step: int, longest: int, took_s: float) -> int:
 
 def _parts(state: pb.UploadState, device: str, payload: memoryview, offset: int) -> Iterator[pb.UploadPart]:
     """gRPC asks for the next part when the one before has left."""
-    step = PART_BYTES
+    step = FIRST_PART_BYTES
     while offset < len(payload):
         data = bytes(payload[offset : offset + step])
         check: dict[str, Any] = {"crc32": zlib.crc32(data)} if state.crc32 else {"digest": spec.bytes_digest(data)}

@@ -130,9 +130,9 @@ def test_a_link_that_is_quick_gets_longer_parts_and_one_that_is_slow_the_shortes
     monkeypatch.setattr(sending, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now_s[0])}))
     sizes = list[int]()
     for part in sending._parts(pb.UploadState(crc32=True), "d1", memoryview(bytes(8 * PART)), 0):
-        sizes.append(len(part.data) // PART)
-        now_s[0] += 2.0 if len(sizes) == 3 else 0.1
-    assert sizes == [1, 2, 2, 1, 2]
+        sizes.append(4 * len(part.data) // PART)
+        now_s[0] += 2.0 if len(sizes) == 5 else 0.1
+    assert sizes == [1, 2, 4, 8, 8, 4, 5]
 
 
 def test_an_upload_that_came_through_one_process_is_hashed_as_it_comes_and_not_again(
