@@ -13,7 +13,7 @@ SCHEDULES ?= 1000
 FAULTS ?=
 BANDWIDTH ?=
 
-.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean power bench-coordinator bandwidth clean
+.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -72,7 +72,7 @@ protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gi
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 
-bench: bench-rounds bench-coordinator bench-train bench-zo  ## every benchmark: ratios against named baselines
+bench: bench-rounds bench-coordinator bench-train bench-zo bench-factors  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead
@@ -88,6 +88,9 @@ bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a f
 
 bandwidth: $(VENV)/ready  ## federations behind slow links: loss against bytes and time (BANDWIDTH="--preset small"); goes on where it was
 	$(RUN) -m edgetune experiment bandwidth --out bandwidth-out $(BANDWIDTH)
+
+bench-factors: $(VENV)/ready  ## aggregators that multiply devices' factors, against whole matrices
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.factor_aggregation
 
 bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: size, what is not in it, start
 	$(RUN) -m benchmarks.lean_install

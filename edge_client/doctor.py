@@ -234,7 +234,7 @@ def _traffic(run: RunSpec, layout: Layout, method: Method, below: int) -> Traffi
     """`below`: how many tensors lie below a cut."""
     codec, scalars = run.chain(), run.directions.max_bytes() if run.directions else 0
     down = 4 * layout.size if codec else 20 + 4 * (run.directions.count if run.directions else 0)
-    if codec is None or method.forward_only:
+    if codec is None or not method.deltas:
         return Traffic(scalars, down, 4 * layout.size)
     split = HEAD.size + scalars if below else 0
     return Traffic(split + _coded(codec, layout.above(below)), down, 4 * layout.size)

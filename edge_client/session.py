@@ -168,7 +168,7 @@ def engine_class(wanted: str, run: RunSpec, max_memory: int | None = None) -> An
 
 def _fitting_engine(run: RunSpec, max_memory: int | None) -> str:
     ready = {name: not _missing(name) for name in ("onnx", "torch")}
-    onnx_can = run.base.format == "int4-onnx" and run.directions is not None
+    onnx_can = run.base.format == "int4-onnx" and any(m.forward_only for m in methods(run))
     gradients = any(not m.forward_only for m in methods(run))
     losses_do = onnx_can and ready["onnx"] and any(m.forward_only for m in methods(run))
     too_small = max_memory is not None and max_memory < GRADIENT_BYTES

@@ -66,7 +66,7 @@ class Reached:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
     """Losses in nats a target. `points` with costs so far; `own`: of each device on its own held-out text; `accuracy` 0 to 1;
-    `general`: on text of other domains."""
+    `general`: on text of other domains; `errors`: of aggregation, a round."""
 
     points: list[Plain]
     own: dict[str, float]
@@ -75,7 +75,7 @@ class Found:
     parameters: int
     peak_memory: int
     refused: str | None
-    errors: list[float]
+    errors: list[float | None]
 
 
 def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
@@ -141,25 +141,35 @@ class Federation:
         """From the base to the last round; the marks are measured once all training is over."""
         train, said = self._trained_on(), f"{self._setting.cell.row}, {self._setting.cell.place}"
         marks, refused = [self._mark(0, Spent())], None
-        spent, rounds = Spent(), 0 if self._row.who == "nobody" else self._settings["rounds"]
+        spent, peak, errors = Spent(), 0, list[float | None]()
+        rounds = 0 if self._row.who == "nobody" else self._settings["rounds"]
         for number in range(1, rounds + 1):
             tell(f"{said}, seed {self._setting.cell.seed}: round {number} of {rounds}")
             try:
-                spent += self._sent(self._simulation.round(train))
+                cost, memory, inexact = self._round(train)
             except (
                 PayloadError
             ) as error:  # a coordinator would not have taken it: the row ends here, and its report says so
                 refused = f"round {number}: {error.reason.value}"
                 break
+            spent, peak = spent + cost, max(peak, memory)
+            errors.append(inexact)
             if number % max(1, rounds // self._settings["points"]) == 0 or number == rounds:
                 marks.append(self._mark(number, spent))
-        peak = peak_rss_bytes()
         tell(f"{said}, seed {self._setting.cell.seed}: measuring")
-        return self._found(marks, peak, refused)
+        return dataclasses.replace(self._found(marks, peak, refused), errors=errors)
 
-    def _sent(self, spent: Spent) -> Spent:
-        """Who learns alone sends nothing."""
-        return spent if self._row.who == "federation" else dataclasses.replace(spent, bytes_up=0, bytes_down=0)
+    def _round(self, train: Mapping[str, Sequence[Tokens]]) -> tuple[Spent, int, float | None]:
+        """What a round has cost, the most memory while devices trained, and the error of aggregation. Who learns alone sends
+        nothing."""
+        measures.forget_peak()
+        sent = [self._simulation.sent(device, some) for device, some in train.items()]
+        memory = peak_rss_bytes()
+        error = self._simulation.aggregation_error(sent)
+        self._simulation.publish(sent)
+        spent = sum((one.spent for one in sent), Spent())
+        alone = self._row.who != "federation"
+        return dataclasses.replace(spent, bytes_up=0, bytes_down=0) if alone else spent, memory, error
 
     def _trained_on(self) -> dict[str, list[Tokens]]:
         shares, wanted = self._setting.shares, self._settings["train"]
@@ -185,7 +195,7 @@ class Federation:
         return Found(
             points=points, own=self._own(last), accuracy=self._over(last, lambda engine: measures.accuracy(engine, *asked)),
             general=self._over(last, lambda engine: measures.mean_loss(engine, general)),
-            parameters=self._simulation.layout.size, peak_memory=peak, refused=refused, errors=[],
+            parameters=self._simulation.layout.size, peak_memory=peak or peak_rss_bytes(), refused=refused, errors=[],
         )  # fmt: skip
 
     def _over(self, mark: Reached, measure: Callable[[Any], float]) -> float:

@@ -93,6 +93,7 @@ def test_watching_is_a_line_of_json_a_status_or_a_view(tmp_path: Path) -> None:
     releases = [release for one in told for release in one["releases"]]
     assert [release["version"] for release in releases if release["held_out_loss"] is None] == [0, 1]
     assert len({json.dumps(release) for release in releases}) == len(releases)
+    assert shown.stdout.endswith("\n"), "what follows begins a line of its own"
     assert shown.returncode == 0 and "one: done" in shown.stdout and "perplexity" in shown.stdout
 
 
