@@ -158,10 +158,9 @@ def hands(where: str, address: str | None, workers: int, cell: Cell, settings: P
     told = json.dumps(dataclasses.asdict(cell)), json.dumps(settings)
     with contextlib.ExitStack() as open_:
         ray = open_.enter_context(_cluster(address, workers)) if where == "ray" else None
-        made: list[Hand] = []
-        open_.callback(lambda: [hand.close() for hand in made])
-        for _ in range(workers):
-            made.append(ProcessHand(*told) if ray is None else RayHand(ray, *told))
+        made: list[Hand] = [ProcessHand(*told) if ray is None else RayHand(ray, *told) for _ in range(workers)]
+        for hand in made:
+            open_.callback(hand.close)
         yield made
 
 
