@@ -262,6 +262,23 @@ def test_a_commit_during_which_its_repetition_ends_the_upload_is_to_ask_again_an
         assert [device.create().receipt] == receipts
 
 
+def test_an_update_that_comes_in_while_it_is_begun_once_more_is_not_told_that_it_is_too_late(folder: Place) -> None:
+    with replicas(folder, 2) as (first, second):
+        device, receipts = Device(first), list[pb.Receipt]()
+        device.send_all()
+        check: Any = first.store.ledger.check
+
+        async def overtaken(mine: Any) -> Any:
+            found = await check(mine)
+            if not receipts:
+                receipts.append(await asyncio.to_thread(device.at(second).commit))
+            return found
+
+        first.store.ledger.check = overtaken  # type: ignore[assignment,method-assign]
+        assert no(device.create)[0] is Reason.BUSY
+        assert [device.create().receipt] == receipts
+
+
 def test_a_whole_that_is_not_what_was_declared_is_refused_for_ever_and_leaves_nothing(place: Place) -> None:
     with replicas(place) as [replica]:
         device = Device(replica)
