@@ -38,7 +38,7 @@ from tests.faults.flaky_links import append
 
 STUCK_AFTER_S = 30.0
 """Without a receipt after the last fault, on a machine that has other work too; deadlines are 1.5 s or never come."""
-STEP_S = 0.008
+STEP_S = 0.015
 RESTART_S = 0.05
 
 
@@ -114,10 +114,15 @@ class Schedule:
     def _through_faults(self) -> None:
         incidents = list(self._scene.incidents)
         until = self._began + self._scene.lasts_s
-        while time.monotonic() < until and not self._is_over():
+        while time.monotonic() < until and not self._is_in_the_last_round() and not self._is_over():
             while incidents and time.monotonic() - self._began >= incidents[0].at_s:
                 self._befall(incidents.pop(0))
             self._turn()
+
+    def _is_in_the_last_round(self) -> bool:
+        run = self._scene.run
+        noted = sum(journal.read_bytes().count(b"\n") for journal in self._stage.journals())
+        return noted >= (run.rounds - 1) * run.cohort.size
 
     def _to_the_end(self) -> None:
         """One replica without a fault of its own, and every client."""
@@ -145,6 +150,7 @@ class Schedule:
             if process.goes_on_at is not None and (now >= process.goes_on_at or self._stage.calm.exists()):
                 process.goes_on_at = None
                 os.kill(pid, signal.SIGCONT)
+                _moved(self._stage.aside(process.number), self._stage.address(process.number))
             ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
             if ended:
                 self._ended(pid, process, status, now)
@@ -155,12 +161,14 @@ class Schedule:
     def _ended(self, pid: int, process: _Process, status: int, now: float) -> None:
         """Or stopped at a step of its own."""
         if os.WIFSTOPPED(status):
-            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, 0.4)
+            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, self._scene.stopped_s)
+            _moved(self._stage.address(process.number), self._stage.aside(process.number))
             return
         del self._running[pid]
         code = os.waitstatus_to_exitcode(status)
         if process.kind == "replica":
-            (self._stage.addresses / str(process.number)).unlink(missing_ok=True)
+            self._stage.address(process.number).unlink(missing_ok=True)
+            self._stage.aside(process.number).unlink(missing_ok=True)
         if process.kind == "client" and code == 0:
             self._done.add(process.number)
             return
@@ -209,7 +217,7 @@ class Schedule:
                 del self._running[pid]
         if kind == "replica":
             self._due = [one for one in self._due if one[1] != kind]
-            for address in self._stage.addresses.iterdir():
+            for address in (*self._stage.addresses.iterdir(), *self._stage.folder.glob("stopped-*")):
                 address.unlink()
 
     def _start(self, kind: str, number: int, life: Life | None = None) -> None:
@@ -253,6 +261,12 @@ class Schedule:
             "pairs": sorted({f"{line['step']} | {line['state']}" for line in lines if "step" in line}),
             "seconds": round(time.monotonic() - self._began, 2),
         }
+
+
+def _moved(address: Path, to: Path) -> None:
+    """What is stopped before it has an address, has none."""
+    with contextlib.suppress(FileNotFoundError):
+        address.replace(to)
 
 
 def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = None) -> dict[str, Any]:
