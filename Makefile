@@ -21,7 +21,7 @@ help:  ## what can be made
 $(VENV)/ready: pyproject.toml constraints-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt "pip>=25.1"
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3,metrics,telemetry]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3,metrics,telemetry,ray]"
 	touch $@
 
 demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real text (about six minutes)

@@ -36,8 +36,8 @@ from coordinator.uploads import forget_expired
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
-from tests.coordinator.test_service import BASE, BIG, created, make, reason_of, update
 from tests.links import Link
+from tests.updates import BASE, BIG, created, make, reason_of, update
 from wire import spec
 from wire.contract import RETRY_AFTER_S
 from wire.delta import Layout, Tensor

@@ -16,8 +16,8 @@ from rich.console import Console
 from coordinator import authority
 from edge_client.transport import Connection
 from edgetune import standing
-from tests.coordinator.test_service import created, named, update
 from tests.processes import CoordinatorProcess, command, edgetune, environment, write_toy_spec
+from tests.updates import created, named, update
 from wire.messages import ReleaseStatus, RunStatus, Task
 
 RELEASE = ReleaseStatus(0, "ab" * 32, 1000, 1e9, 12.3456, 10, 2.1, 2.0, 123_456_789_012, 987_654_321)
