@@ -8,8 +8,9 @@ from typing import Any
 
 from edge_client import recording
 from edge_client.calls import Tell
+from edge_client.choosing import chosen
 from edge_client.engines import Engine, Tokens
-from edge_client.methods import Draw, Trained
+from edge_client.methods import Draw, Trained, batches
 from edge_client.releases import Held
 from edge_client.session import Session, Work, batch_seed
 from edge_client.state import DeviceState, Pending
@@ -96,7 +97,7 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     before = _held_out_loss(work.engine, start.adapter, work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {}, task.release_version)
-    portion = work.view.portion(task.round, state.device)
+    portion = _portion(state, work, task, start)
     trained = _train(connection, state, work, task, start, portion, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
     if work.record is not None and isinstance(trained.update, Delta):
@@ -113,6 +114,13 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
     engine.write(adapter)
     total, tokens = engine.loss(held_out)
     return total / max(1, tokens), tokens
+
+
+def _portion(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Portion | None:
+    """What the device sends in this round."""
+    most, seed = work.view.portion(task.round, state.device), batch_seed(work.run, state.device, task.round)
+    batch = next(batches(work.train, 1, work.method.batch, seed))
+    return chosen(work.view, most, work.engine, start.adapter, batch)
 
 
 def _train(

@@ -34,7 +34,9 @@ def test_no_other_angle_comes_nearer_than_the_rotation(seed: int) -> None:
 
 @pytest.mark.parametrize("by", ["A", "B"])
 @pytest.mark.parametrize("strength", [0.4, 1.0])
-def test_what_the_model_computes_is_unchanged_and_the_factor_is_nearer_to_the_releases(by: str, strength: float) -> None:
+def test_what_the_model_computes_is_unchanged_and_the_factor_is_nearer_to_the_releases(
+    by: str, strength: float
+) -> None:
     before = moved(1)
     after = aligned(before, RELEASE, WHOLE, strength, by, None)
     for pair in pairs(WHOLE):
@@ -67,7 +69,8 @@ def test_devices_that_turned_apart_come_together_and_their_mean_is_exact() -> No
 
 def error(adapters: list[Vector]) -> float:
     updates = [Update(vector - RELEASE, 1) for vector in adapters]
-    found = aggregation_error(WHOLE, RELEASE, np.mean(adapters, axis=0, dtype=np.float64).astype(np.float32), updates)
+    mean = np.array(adapters).mean(axis=0, dtype=np.float64).astype(np.float32)
+    found = aggregation_error(WHOLE, RELEASE, mean, updates)
     assert found is not None
     return found
 
@@ -80,7 +83,8 @@ def mean_error(align: float | None) -> float:
     for _ in range(4):
         start, text = simulation.adapter, texts(simulation)
         sent = [simulation.sent(device, text[device]) for device in text]
-        updates = [Update(simulation.rules.read(one.payload).vector, 1) for one in sent]  # type: ignore[union-attr]
+        rules = simulation.rules
+        updates = [Update(rules.vector(rules.read(one.payload), 1, one.device), 1) for one in sent]
         simulation.publish(sent)
         errors.append(aggregation_error(simulation.layout, start, simulation.adapter, updates) or 0)
     return float(np.mean(errors))

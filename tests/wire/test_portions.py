@@ -130,6 +130,15 @@ def test_a_device_may_have_a_smaller_rank_only_where_the_run_says_so() -> None:
             portion_rules.check(rule, narrow, LAYOUT, 1, "d")
 
 
+def test_a_device_chooses_no_more_layers_than_the_run_allows() -> None:
+    rule = row("chosen", layers=2)
+    first, second, third = [(n, n + 1) for n in (0, 3, 6)]  # A and B; what follows is history
+    portion_rules.check(rule, Portion(first), LAYOUT, 1, "d")
+    portion_rules.check(rule, Portion(first + third), LAYOUT, 1, "d")
+    with pytest.raises(PayloadError):
+        portion_rules.check(rule, Portion(first + second + third), LAYOUT, 1, "d")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_garbage_is_refused_or_is_a_part(data: st.DataObject) -> None:
