@@ -21,12 +21,14 @@ def declared(contribution: Contribution, by: Rules) -> None:
         )
 
 
-def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules) -> None:
-    """Size and digest as declared, decodes under this run's codec and layout, finite, in range. Raises PayloadError."""
+def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules, digest: str | None = None) -> None:
+    """Size and digest as declared, decodes under this run's codec and layout, finite, in range. Raises PayloadError.
+
+    `digest`: the payload's SHA-256, from a caller who has just computed it."""
     declared(contribution, by)
     if len(payload) != contribution.size:
         raise PayloadError(Reason.BAD_SIZE, f"{len(payload)} bytes arrived, {contribution.size} were declared")
-    if spec.bytes_digest(payload) != contribution.digest:
+    if (digest or spec.bytes_digest(payload)) != contribution.digest:
         raise PayloadError(Reason.BAD_DIGEST, "the payload does not have the declared SHA-256")
     update = by.read(payload)
     if by.codec is not None:

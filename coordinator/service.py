@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -10,9 +11,10 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
-from coordinator.guards import turn
+from coordinator.guards import Arriving, turn
 from coordinator.stores import Ask, updates
 from coordinator.threads import on
+from coordinator.uploads import Part
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
@@ -136,19 +138,17 @@ class Federation(pb_grpc.FederationServicer):
             raise PayloadError(Reason.BAD_REQUEST, "an evaluation has nothing to upload")
         ingest.declared(mine, await self._core.rules(mine.run))
         upload = await self._core.uploads.create(mine)
-        return pb.UploadState(upload=upload.id, offset=upload.received)
+        return pb.UploadState(upload=upload.id, offset=upload.received, crc32=True)
 
     @answered
     async def AppendUpload(
         self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
     ) -> pb.UploadState:
-        state = None
-        with self._core.guards.stream():
-            async for part in self._core.guards.paced(parts):
-                state = pb.UploadState(upload=part.upload, offset=await self._core.uploads.append(part))
-        if state is None:
+        with self._core.guards.stream(), self._core.guards.arriving(parts, Part.from_proto) as arriving:
+            upload = await self._core.uploads.receive(arriving)
+        if upload is None:
             raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
-        return state
+        return pb.UploadState(upload=upload.id, offset=upload.received)
 
     async def _taken(self, message: pb.Contribution, work: Callable[[Contribution], Awaitable[T]]) -> T:
         """Do what is asked with a contribution. A refusal is counted; what can never be counted leaves nothing behind."""
@@ -194,20 +194,20 @@ class Federation(pb_grpc.FederationServicer):
     @answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
         async with self._core.streams:
-            arriving = self._core.guards.paced(chunks)
-            first = await anext(arriving, None)
-            if first is None or not run_spec.DIGEST.fullmatch(first.digest):
-                raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
-            if not 0 < first.size <= 4 * MAX_PARAMETERS:
-                raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
-            await on(self._core.disk, self._core.guards.room, first.size)
-            return pb.UploadReply(digest=await self._store_chunks(first, arriving))
+            with self._core.guards.arriving(chunks, Chunk.from_proto) as arriving:
+                return pb.UploadReply(digest=await self._store_chunks(arriving))
 
-    async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
-        with self._store.blobs.writer(first.digest, first.size) as writer:
-            await on(self._core.disk, writer.write, first.data)
-            async for chunk in chunks:
+    async def _store_chunks(self, arriving: Arriving[pb.UploadChunk, Chunk]) -> str:
+        chunk = await arriving.next()
+        if chunk is None or not run_spec.DIGEST.fullmatch(chunk.digest):
+            raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
+        if not 0 < chunk.size <= 4 * MAX_PARAMETERS:
+            raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {chunk.size}")
+        await on(self._core.disk, self._core.guards.room, chunk.size)
+        with self._store.blobs.writer(chunk.digest, chunk.size) as writer:
+            while chunk is not None:
                 await on(self._core.disk, writer.write, chunk.data)
+                chunk = await arriving.next()
             return await on(self._core.disk, writer.commit)
 
     @answered
@@ -216,6 +216,19 @@ class Federation(pb_grpc.FederationServicer):
         self._core.work.ring()
         self._core.changed.ring()
         return pb.LeaveReply()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Bytes of a stream; its first says of the whole its digest and size."""
+
+    digest: str
+    size: int
+    data: bytes
+
+    @classmethod
+    def from_proto(cls, message: pb.UploadChunk) -> Chunk:
+        return cls(message.digest, message.size, message.data)
 
 
 def _check_device(device: str) -> None:

@@ -17,6 +17,7 @@ from wire.run_spec import NAME
 
 if TYPE_CHECKING:
     from edge_client.calls import Tell
+    from edge_client.middle import Helper
     from edge_client.transport import Connection
 
 IDENTITY = "identity"
@@ -78,7 +79,7 @@ def _state_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--engine", choices=["auto", "onnx", "torch", "toy"], default="auto", help="default: %(default)s"
+        "--engine", choices=["auto", "onnx", "split", "torch", "toy"], default="auto", help="default: %(default)s"
     )
     parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
     parser.add_argument("--max-memory", type=memory, metavar="SIZE", help="fit training into this, for example 2G")
@@ -95,6 +96,7 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
     )
+    parser.add_argument("--middle", metavar="HOST:PORT", help="split learning: who runs `edgetune middle`")
     parser.add_argument("--rank", type=positive, metavar="N", help="at most this rank, in runs that let devices choose")
     _state_arguments(parser)
     _compute_arguments(parser)
@@ -189,6 +191,14 @@ def _connection(args: argparse.Namespace, folder: Path, tell: Tell | None = None
     return Connection(address, identity=identity, attended=tell is None, tell=tell)
 
 
+def _helper(args: argparse.Namespace, folder: Path) -> Helper:
+    """Who computes the middle layers: called with the identity that the coordinator is called with."""
+    from edge_client import credentials
+    from edge_client.middle import Helper
+
+    return Helper(args.middle, credentials.for_call(folder / IDENTITY, args.middle, args.insecure, "device"))
+
+
 def _enroll(args: argparse.Namespace) -> int:
     from edge_client.identity import enroll
     from edge_client.state import DeviceState
@@ -219,7 +229,9 @@ def _join(args: argparse.Namespace) -> int:
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
-    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank)
+    helper = _helper(args, state.folder) if args.middle else None
+    engine = "split" if args.middle and args.engine == "auto" else args.engine
+    device = Device(args.data, engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank, helper)
     try:
         with _progress(args.json) as tell, _connection(args, state.folder, tell) as connection:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)

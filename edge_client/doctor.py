@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_client import bases, data
 from edge_client.adapters import Base
-from edge_client.engines import ENGINES, Tokens, cuts, torch_memory
+from edge_client.engines import BROUGHT_BY, ENGINES, Tokens, cuts, torch_memory
 from edge_client.methods import Method
 from edge_client.methods.hybrid import Hybrid
 from edge_client.participate import peak_rss_bytes
@@ -223,14 +223,18 @@ def _state(name: str) -> str:
         missing = engine.missing()
     except ModuleNotFoundError as error:
         missing = error.name
-    return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
+    return (
+        "ready"
+        if missing is None
+        else f"{missing} is not installed: pip install 'edgetune[{BROUGHT_BY.get(name, name)}]'"
+    )
 
 
 def _traffic(run: RunSpec, layout: Layout, method: Method, below: int) -> Traffic:
     """`below`: how many tensors lie below a cut."""
     codec, scalars = run.chain(), run.directions.max_bytes() if run.directions else 0
     down = 4 * layout.size if codec else 20 + 4 * (run.directions.count if run.directions else 0)
-    if codec is None or method.forward_only:
+    if codec is None or not method.deltas:
         return Traffic(scalars, down, 4 * layout.size)
     split = HEAD.size + scalars if below else 0
     return Traffic(split + _coded(codec, layout.above(below)), down, 4 * layout.size)

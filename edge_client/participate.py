@@ -100,6 +100,8 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     portion = _portion(state, work, task, start)
     trained = _train(connection, state, work, task, start, portion, tell)
     after = _held_out_loss(work.engine, trained.adapter, work.held_out)
+    if hasattr(work.engine, "traffic"):
+        tell("split", {"run": task.run, "round": task.round, **work.engine.traffic})
     if work.record is not None and isinstance(trained.update, Delta):
         recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
     kept = state.codec_state(work.run, task.release_version)

@@ -75,6 +75,10 @@ class Screen:
         ratio = "" if not values["bytes_up"] else f", {values['bytes_up']:,} bytes up"
         self._say(f"{values['run']} round {values['round']}: held-out loss {values['loss_before']:.4f}{after}{ratio}")
 
+    def _on_split(self, values: dict[str, Any]) -> None:
+        sent, received = values["sent"] / 1e6, values["received"] / 1e6
+        self._say(f"{values['run']}: {sent:.1f} MB of hidden states to the helper so far, {received:.1f} MB back")
+
     def _on_too_late(self, values: dict[str, Any]) -> None:
         self._clear()
         self._say(f"{values['run']} round {values['round']} went on without this device: {values['detail']}")

@@ -14,8 +14,9 @@ import numpy as np
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
 from edge_client.data import Example
-from edge_client.engines import ENGINES, Tokens
+from edge_client.engines import BROUGHT_BY, ENGINES, Tokens
 from edge_client.methods import METHODS, Method
+from edge_client.middle import Helper
 from edge_client.releases import Releases, Shelf
 from edge_client.transport import Connection
 from edge_client.view import View, fitting_rank, full_rank
@@ -31,7 +32,8 @@ from wire.run_spec import RunSpec, check_mode
 @dataclasses.dataclass(frozen=True)
 class Device:
     """What the person who started the client chose. `max_memory` in bytes, None for no limit; `record`: where deltas are
-    written besides; `rank`: the largest rank that it tunes, in runs that let devices choose."""
+    written besides; `rank`: the largest rank that it tunes, in runs that let devices choose; `helper`: who computes the middle
+    layers for the split engine."""
 
     data: Path
     engine: str = "auto"
@@ -40,6 +42,7 @@ class Device:
     threads: int | None = None
     record: Path | None = None
     rank: int | None = None
+    helper: Helper | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,8 +130,9 @@ class Session:
         key = (base.identity, adapter)
         if key not in self._engines:
             self._engines.clear()  # one model in memory at a time
+            helper = {} if self._device.helper is None else {"helper": self._device.helper}
             self._engines[key] = chosen.load(
-                base, adapter, layout, self._device.max_memory, threads=self._device.threads
+                base, adapter, layout, self._device.max_memory, threads=self._device.threads, **helper
             )
         return self._engines[key]
 
@@ -158,13 +162,13 @@ def engine_class(wanted: str, run: RunSpec, max_memory: int | None = None) -> An
         raise SpecError(f"--engine {name} cannot compute on base {run.base.model!r}; use --engine auto")
     chosen: Any = spec.row_class(ENGINES, name, "--engine")
     if missing := chosen.missing():
-        raise MissingExtra(missing, name)
+        raise MissingExtra(missing, BROUGHT_BY.get(name, name))
     return chosen
 
 
 def _fitting_engine(run: RunSpec, max_memory: int | None) -> str:
     ready = {name: not _missing(name) for name in ("onnx", "torch")}
-    onnx_can = run.base.format == "int4-onnx" and run.directions is not None
+    onnx_can = run.base.format == "int4-onnx" and any(m.forward_only for m in methods(run))
     gradients = any(not m.forward_only for m in methods(run))
     losses_do = onnx_can and ready["onnx"] and any(m.forward_only for m in methods(run))
     too_small = max_memory is not None and max_memory < GRADIENT_BYTES

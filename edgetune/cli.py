@@ -48,6 +48,7 @@ COMMANDS = {
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
     "coordinator": Command("edgetune.devices", "make identities, serve runs; invite, list and revoke devices"),
     "run": Command("edgetune.runs", "create, watch, pause, verify and export runs"),
+    "middle": Command("edgetune.middle", "split learning: compute a model's middle layers for devices with its ends"),
     "experiment": Command("experiments.cli", "measure codecs: on recorded deltas, in federations, behind slow links"),
     "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
 }

@@ -138,6 +138,8 @@ class Simulation:
         """The next release, of what the devices sent. Raises PayloadError for an update that a coordinator would refuse."""
         accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
         made = publish.combine(self.rules, self.release, accepted, self._blobs)
+        for contribution in accepted:
+            self._blobs.delete(contribution.digest)  # nobody asks for it again, and memory is measured
         for blob in made.blobs:
             self._blobs.put(blob)
         needed = made.release.step, made.release.delta, made.release.adapter

@@ -161,7 +161,10 @@ class Growing(Protocol):
     def size(self) -> int: ...
 
     def write(self, start: int, data: bytes | memoryview) -> None:
-        """Put bytes at `start`, which is at most `size`, and end with them; durable when it returns. DISK_FULL."""
+        """Put bytes at `start`, which is at most `size`, and end with them. DISK_FULL."""
+
+    def sync(self) -> None:
+        """Make what was written durable."""
 
     def finish(self, digest: str) -> None:
         """Name the bytes by their digest, which the caller has checked; durable when it returns."""

@@ -17,6 +17,10 @@ from wire.errors import SpecError
 COMMON = 5_000
 """Tokens to start from are drawn among the first ones of the vocabulary: byte pairs are numbered from the most common."""
 
+USUAL = 0.25
+"""The standard deviation of a projected prompt's numbers that moves it about as far as tokens differ: well within what a round's
+update may hold."""
+
 
 def start_tokens(base: Base, count: int, seed: int) -> tuple[int, ...]:
     """The tokens that `count` places start as, the same for everybody. Raises SpecError for a base without an embedding."""
@@ -68,7 +72,7 @@ class SoftPrompt(_FromZero):
 @dataclasses.dataclass(frozen=True)
 class ProjectedPrompt(_FromZero):
     """`length` rows E + M z: `dimensions` numbers z are tuned, few enough for a search by losses alone. M follows from `seed`,
-    and is so long that a z of variance 1 moves the rows by the standard deviation of their start."""
+    and is so large that a z of standard deviation 0.25 moves the rows by the standard deviation of their start."""
 
     length: int = 20
     dimensions: int = 500
@@ -90,7 +94,7 @@ class ProjectedPrompt(_FromZero):
     def placement(self, base: Base) -> Placement:
         start = base.embeddings(start_tokens(base, self.length, self.seed))
         matrix = uniform(np.random.Philox(key=[self.seed, 1]), start.size, self.dimensions)
-        matrix *= np.float32(math.sqrt(3) * float(start.std(dtype=np.float64)))
+        matrix *= np.float32(math.sqrt(3) / USUAL * float(start.std(dtype=np.float64)))
         return Placement(prompt=Prompt(start, slice(0, self.dimensions), matrix))
 
 

@@ -115,11 +115,14 @@ class HybridEngine(GradEngine, Protocol):
 
 ENGINES: Mapping[str, str] = {
     "onnx": "edge_client.engines.onnx_engine:OnnxEngine",
+    "split": "edge_client.engines.split_engine:SplitEngine",
     "torch": "edge_client.engines.torch_engine:TorchEngine",
     "toy": "edge_client.engines.toy:ToyEngine",
 }
 """Engine id -> class; `layout` is the adapter's whole one. Each has `load(base, adapter, layout, max_memory)` and
 `missing() -> str | None`."""
+BROUGHT_BY: Mapping[str, str] = {"split": "torch"}
+"""The extra that brings an engine, where it has another name."""
 
 
 def tuned_numbers(layout: Layout, chosen: Sequence[int] | None = None) -> list[int]:

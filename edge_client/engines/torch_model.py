@@ -28,13 +28,7 @@ def build(
     LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
     bottlenecks as hooks of the layers. No float copy of the base is made.
     """
-    _quiet()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _fill(model, base, device)
+    model = frozen(base, device)
     before, found = front(model, placement, device)
     tuned: dict[int, Any] = {**found}
     for module, place in placement.gains.items():
@@ -60,6 +54,20 @@ def prefix_of(base: QuantizedBase, placement: Placement, layout: Layout, vector:
             factor.copy_(torch.tensor(vector[place]).view(tensor_.shape))
         rows: Vector = before.rows().numpy()
     return rows
+
+
+def frozen(base: QuantizedBase, device: torch.device) -> Any:
+    """The model of a base, nothing of it tuned. On the CPU its weights are the base's file, read as they are used."""
+    _quiet()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _fill(model, base, device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:

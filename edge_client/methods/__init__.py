@@ -73,6 +73,7 @@ class Method(Protocol):
 
 METHODS: Mapping[str, str] = {
     "lora": "edge_client.methods.lora:Lora",
+    "bpt": "edge_client.methods.evolution:Bpt",
     "ferret": "edge_client.methods.ferret:Ferret",
     "hybrid": "edge_client.methods.hybrid:Hybrid",
     "mezo": "edge_client.methods.zeroth_order:Mezo",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from edge_client.releases import Releases
 from edge_client.transport import Connection, Fetched
 from tests.conformance import test_stores as stores
 from tests.coordinator.test_publish import contribution
-from tests.coordinator.test_service import LAYOUT, make, named
-from tests.processes import CoordinatorProcess
+from tests.updates import LAYOUT, make, named
 from wire import spec
 from wire.codecs.chain import HEADER_BYTES
 from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq
@@ -171,18 +170,6 @@ def test_a_downlink_that_cannot_be_is_refused_by_what_is_wrong_with_it(downlink:
 
 
 # From here on a real coordinator answers.
-
-
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorProcess]:
-    with CoordinatorProcess(tmp_path_factory.mktemp("store")) as process:
-        yield process
-
-
-@pytest.fixture
-def connection(coordinator: CoordinatorProcess) -> Iterator[Connection]:
-    with Connection(coordinator.address) as opened:
-        yield opened
 
 
 def started(connection: Connection, name: str, **changes: Any) -> RunSpec:

@@ -13,7 +13,7 @@ import transformers
 from edge_client import export
 from edge_client.adapters import Adapter
 from edge_client.adapters.low_rank import LoraFactors
-from edge_client.adapters.prompts import COMMON, PrefixKeys, ProjectedPrompt, SoftPrompt, start_tokens
+from edge_client.adapters.prompts import COMMON, USUAL, PrefixKeys, ProjectedPrompt, SoftPrompt, start_tokens
 from edge_client.engines import IGNORE, Tokens
 from edge_client.engines.onnx_engine import OnnxEngine
 from edge_client.engines.torch_engine import TorchEngine
@@ -101,8 +101,8 @@ def test_a_projected_prompt_moves_by_the_fixed_matrix(base: QuantizedBase) -> No
     rows = prompt.rows(z)
     wanted = prompt.start.astype(np.float64) + (prompt.matrix.astype(np.float64) @ z).reshape(40, -1)
     np.testing.assert_allclose(rows, wanted, atol=1e-5)
-    spread = (rows - prompt.start).std() / prompt.start.std()
-    assert 0.7 < spread < 1.4, "a z of variance 1 is one standard deviation of the start"
+    spread = USUAL * (rows - prompt.start).std() / prompt.start.std()
+    assert 0.7 < spread < 1.4, "a z of the usual size moves by one standard deviation of the start"
     again = row.placement(base).prompt
     assert again is not None and np.array_equal(prompt.matrix, again.matrix)  # type: ignore[arg-type]  # it has one
 

@@ -59,6 +59,8 @@ def _forked(work: Callable[..., None], given: tuple[Any, ...], log: Path | None)
     except EdgetuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         code = 3
+    except SystemExit:
+        code = 143  # it was told to end, and has ended what it had started
     except BaseException:
         traceback.print_exc()
     finally:

@@ -184,6 +184,9 @@ class _Growing:
         self._file[0] += data[len(data) // 2 :]
         _step(self._life, "file part done")
 
+    def sync(self) -> None:
+        _step(self._life, "file sync")
+
     def finish(self, digest: str) -> None:
         _step(self._life, "file link")
         self._names.setdefault(digest, self._file)
