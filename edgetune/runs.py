@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client import bases
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
@@ -136,7 +136,7 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
-    publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
+    Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
     return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
 
 
@@ -248,18 +248,22 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from edge_client import export
+    from edge_client.taken import shared_alone
 
     with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
-        row = methods(described)[0].tunes()
-        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
+        base, row = bases.find(described.base, args.base), methods(described)[0].tunes()
+        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed, base), args.release)
+    alone = shared_alone(row, base)
     release = held.release
-    base = bases.find(described.base, args.base)
     write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
-    base, layout = (base, layout) if args.onto is None else _onto(base, row, layout, args.onto)
-    write(base, row.placement(base), layout, held.trajectory.adapter, args.out)
+    base, layout = (base, layout) if args.onto is None else _onto(base, alone, layout, args.onto)
+    write(base, alone.placement(base), layout, held.trajectory.adapter, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
-    print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")
+    lacking = (
+        "" if alone == row else "; what each device has of its own is not in it: `edgetune client export` writes that"
+    )
+    print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}{lacking}")
     return 0
 
 
