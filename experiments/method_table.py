@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client.adapters import Adapter, whole_layout
-from wire.delta import layer_number
 from edge_client.participate import encoded
 from edge_client.session import settled, view_of
 from edge_client.view import View
@@ -25,7 +24,7 @@ from experiments.simulation import spec_of
 from experiments.survey import Row
 from wire import run_spec, spec
 from wire.codecs import State
-from wire.delta import RANK_AXES, Delta, Vector
+from wire.delta import RANK_AXES, Delta, Vector, layer_number
 from wire.errors import EdgetuneError
 from wire.portions import Portion
 from wire.run_spec import RunSpec
@@ -95,7 +94,7 @@ def run_of(row: Row, base: str = "smollm2-135m", **changes: Any) -> RunSpec:
 def facts(row: Row, base: Any) -> Facts:
     """Everything about a row that follows from it."""
     run, adapter = settled(run_of(row), base)
-    rules = publish.rules(run, adapter.layout(base))
+    rules = Rules.of(run, adapter.layout(base))
     sent = [_sent(run, adapter, base, rules, device, row.ranks) for device in range(DEVICES if row.ranks else 1)]
     numbers, up = (round(float(np.mean([each[i] for one in sent for each in one]))) for i in (0, 1))
     return Facts(
@@ -105,7 +104,7 @@ def facts(row: Row, base: Any) -> Facts:
 
 
 def _sent(
-    run: RunSpec, adapter: Adapter, base: Any, rules: publish.Rules, number: int, ranks: Sequence[int]
+    run: RunSpec, adapter: Adapter, base: Any, rules: Rules, number: int, ranks: Sequence[int]
 ) -> list[tuple[int, int]]:
     """(numbers, bytes) of each round of a device. Where nothing changes from round to round, the first stands for all."""
     device, rank = f"device-{number}", ranks[number % len(ranks)] if ranks else None
@@ -163,7 +162,7 @@ def _travels(run: RunSpec, adapter: Adapter, base: Any) -> str:
     return f"multiples; {named} of {run.method['layers']} layers" if run.directions else named
 
 
-def _down(run: RunSpec, rules: publish.Rules) -> int:
+def _down(run: RunSpec, rules: Rules) -> int:
     """What a device fetches that has the release before."""
     if run.codec is None:
         assert run.directions is not None
@@ -177,7 +176,7 @@ def _down(run: RunSpec, rules: publish.Rules) -> int:
     return min(rules.snapshot_bytes, len(rules.downlink.encode(Delta(rules.layout, drawn), state)[0]))
 
 
-def _needs(run: RunSpec, rules: publish.Rules) -> str:
+def _needs(run: RunSpec, rules: Rules) -> str:
     if run.codec is None:
         return "sums of multiples"
     aggregator, optimizer = run.aggregator["id"], run.server_optimizer["id"]
@@ -186,7 +185,7 @@ def _needs(run: RunSpec, rules: publish.Rules) -> str:
     return " + ".join(["a sum" if aggregator == "mean" else f"every update ({aggregator})", *added])
 
 
-def _sum_suffices(run: RunSpec, rules: publish.Rules) -> bool:
+def _sum_suffices(run: RunSpec, rules: Rules) -> bool:
     """Whether the coordinator needs no update by itself, only what they add up to."""
     own = run.directions is not None and run.directions.drawn == "device"
     return not rules.aggregator.individual and not own
@@ -198,7 +197,7 @@ def mixes_ranks(row: Row, base: Any) -> bool:
         return False
     try:
         run, adapter = settled(run_of(row, portions={"id": "tuned", "least_rank": 1}), base)
-        publish.rules(run, adapter.layout(base))
+        Rules.of(run, adapter.layout(base))
         narrow = view_of(run, adapter, base, 4)
     except EdgetuneError:
         return False
@@ -211,7 +210,7 @@ def takes_losses(adapter: Adapter, base: Any) -> bool:
     method = {"id": "mezo", "adapter": spec.plain(adapter)}
     try:
         run, found = settled(run_spec.parse(spec_of("methods", method, 1, 1, {"model": "m", "format": "nf4"}, 0)), base)
-        publish.rules(run, found.layout(base))
+        Rules.of(run, found.layout(base))
     except EdgetuneError:
         return False
     return True

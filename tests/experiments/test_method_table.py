@@ -1,4 +1,4 @@
-"""docs/methods.md says what the code does: every row learns on a tiny quantized model and leaves it as it is; each yes is played."""
+"""docs/methods.md says what the code does: every row learns on a tiny quantized model, which stays so; each yes is played."""
 
 from __future__ import annotations
 
