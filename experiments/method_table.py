@@ -72,7 +72,7 @@ class Shapes:
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """`numbers`: of a device and round, the mean over devices and rounds; bytes likewise. `travels`: the roles of the tensors,
-    or multiples. A yes is what the code does: tests/experiments/test_method_table.py plays it."""
+    or multiples. tests/experiments/test_method_table.py plays `mixed_ranks` and `losses_alone`."""
 
     travels: str
     numbers: int
@@ -258,7 +258,8 @@ add up to, so that a rule that hides single ones can be put before it; where it 
 ranks*: whether devices of a smaller rank can take part in the same run. *Losses alone*: whether what the method tunes can
 be tuned by a zeroth-order method too. *Quantized base*: whether the base stays as it is, quantized; what a method adds to
 it lies beside it. *Tested*: where its arithmetic is compared with an independent computation.
-`tests/experiments/test_method_table.py` plays every row, and each yes, on a tiny quantized model. SmolLM2 has no biases:
+`tests/experiments/test_method_table.py` plays every row on a tiny quantized model,
+and with it each yes of the last three questions; the two before follow from the row's codec and aggregator. SmolLM2 has no biases:
 tuning them (BitFit) is refused there by name; `norm_fit` is its stand-in.
 """
 

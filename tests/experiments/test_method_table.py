@@ -1,4 +1,4 @@
-"""docs/methods.md says what the code does: every row learns on a tiny quantized model, which stays so; each yes is played."""
+"""docs/methods.md says what the code does: rows tune beside a quantized base, mix ranks and do without gradients as it says."""
 
 from __future__ import annotations
 
