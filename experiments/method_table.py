@@ -259,8 +259,8 @@ ranks*: whether devices of a smaller rank can take part in the same run. *Losses
 be tuned by a zeroth-order method too. *Quantized base*: whether the base stays as it is, quantized; what a method adds to
 it lies beside it. *Tested*: where its arithmetic is compared with an independent computation.
 `tests/experiments/test_method_table.py` plays every row on a tiny quantized model,
-and with it each yes of the last three questions; the two before follow from the row's codec and aggregator. SmolLM2 has no biases:
-tuning them (BitFit) is refused there by name; `norm_fit` is its stand-in.
+and with it each yes of the last three questions; the two before follow from the row's codec and aggregator. SmolLM2 has no
+biases: tuning them (BitFit) is refused there by name; `norm_fit` is its stand-in.
 """
 
 
