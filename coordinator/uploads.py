@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 
 from coordinator import ingest
 from coordinator.guards import Arriving, Guards, turn
-from coordinator.publish import Rules
+from coordinator.rules import Rules
 from coordinator.stores import Blobs, Growing, Store, uploads
+from coordinator.stores.connection import Connection
 from coordinator.stores.uploads import Upload
 from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
@@ -124,14 +125,20 @@ class Uploads:
         self._keep_us = int(guards.limits.keep_s * 1e6)
         self._left = dict[str, Left]()
         self._places = asyncio.Semaphore(PLACES)
+        self._under_way = dict[str, asyncio.Event]()
 
     async def create(self, mine: Contribution) -> Upload:
         """The upload of a checked contribution, new or as far as it has come. DISK_FULL, TOO_MANY_UPLOADS."""
         await on(self._disk, self._guards.room, mine.size)
         fresh, most, most_bytes = secrets.token_hex(16), self._limits.device_uploads, self._limits.device_bytes
-        upload = await self._store.ledger.transact(
-            lambda db, now_us: uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
-        )
+
+        def begin(db: Connection, now_us: int) -> Upload:
+            return uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
+
+        upload = await self._store.ledger.transact(begin)
+        if over := self._under_way.get(upload.id):  # its stream broke, and what came on that is being made durable
+            await over.wait()
+            upload = await self._store.ledger.transact(begin)
         if upload.received == 0:
             await on(self._disk, self._store.blobs.grow, upload.id)
             self._leave(upload, hashlib.sha256())
@@ -166,7 +173,7 @@ class Uploads:
     async def _stretch(self, part: Part, arriving: Parts) -> tuple[Upload, Part | None]:
         """Parts that come one right after the other, and are named together; the part after them, if that has come."""
         with self._guards.part_of(part.device):
-            async with self._held(part.upload) as blob:
+            async with self._held(part.upload) as blob, self._waited_for(part.upload):
                 left = self._as_left(part, blob) or await self._find(part)
                 stretch = Stretch(left.upload, blob, left.sha)
                 following: Part | None = part
@@ -187,6 +194,16 @@ class Uploads:
             raise Refused(Reason.UNKNOWN_UPLOAD, "an upload's name is 32 hexadecimal digits")
         with contextlib.ExitStack() as held:
             yield await on(self._disk, held.enter_context, self._store.blobs.growing(upload))
+
+    @contextlib.asynccontextmanager
+    async def _waited_for(self, upload: str) -> AsyncIterator[None]:
+        """While a stretch is under way. In S3 there may be several of an upload, and the first to end is as good."""
+        over = self._under_way.setdefault(upload, asyncio.Event())
+        try:
+            yield
+        finally:
+            self._under_way.pop(upload, None)
+            over.set()
 
     def _as_left(self, part: Part, blob: Growing | None) -> Left | None:
         """The upload, without asking the ledger: if this process added to it last, nobody has since, or its blob were longer."""

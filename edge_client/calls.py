@@ -211,7 +211,8 @@ def nobody(address: str, last: object, plain: bool | None = None) -> str:
         False: " Or it has no identities, and this call was made with one; --insecure goes without.",
         None: "",
     }
-    return f"no coordinator answers at {address}: is it running, is the address right?{hints[plain]} ({last})"
+    hint = "" if NOBODY_LISTENS[0] in str(last) else hints[plain]  # who refuses at once has neither
+    return f"no coordinator answers at {address}: is it running, is the address right?{hint} ({last})"
 
 
 def channel_to(address: str, identity: Identity | None) -> grpc.Channel:

@@ -8,8 +8,10 @@ from typing import Any
 
 from edge_client import recording
 from edge_client.calls import Tell
+from edge_client.choosing import chosen
 from edge_client.engines import Engine, Tokens
-from edge_client.methods import Draw, Trained
+from edge_client.fusion import PLAIN, Weights, best_weights, fused, has_both
+from edge_client.methods import Draw, Trained, batches
 from edge_client.releases import Held
 from edge_client.session import Session, Work, batch_seed
 from edge_client.state import DeviceState, Pending
@@ -93,12 +95,13 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
     state.saw(held.release)
     start = work.view.enter(held.trajectory, state.own(work.run, work.own))
-    before = _held_out_loss(work.engine, start.adapter, work.held_out)
+    weights = _weighed(state, work, task, start)
+    before = _held_out_loss(work.engine, fused(work.view, start.adapter, weights), work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {}, task.release_version)
-    portion = work.view.portion(task.round, state.device)
+    portion = _portion(state, work, task, start)
     trained = _train(connection, state, work, task, start, portion, tell)
-    after = _held_out_loss(work.engine, trained.adapter, work.held_out)
+    after = _held_out_loss(work.engine, fused(work.view, trained.adapter, weights), work.held_out)
     if hasattr(work.engine, "traffic"):
         tell("split", {"run": task.run, "round": task.round, **work.engine.traffic})
     if work.record is not None and isinstance(trained.update, Delta):
@@ -115,6 +118,23 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
     engine.write(adapter)
     total, tokens = engine.loss(held_out)
     return total / max(1, tokens), tokens
+
+
+def _weighed(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Weights:
+    """What the shared pair and the device's own count here and now, by the text that it trains on."""
+    if not has_both(work.view):
+        return PLAIN
+    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    weights = best_weights(work.engine, work.view, start.adapter, batch, state.weights(work.run))
+    state.weigh(work.run, weights)
+    return weights
+
+
+def _portion(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Portion | None:
+    """What the device sends in this round."""
+    most, seed = work.view.portion(task.round, state.device), batch_seed(work.run, state.device, task.round)
+    batch = next(batches(work.train, 1, work.method.batch, seed))
+    return chosen(work.view, most, work.engine, start.adapter, batch)
 
 
 def _train(

@@ -103,6 +103,18 @@ class DeviceState:
             return first
         return found["own"].astype(np.float32, copy=False)
 
+    def weights(self, run: RunSpec) -> tuple[float, float]:
+        """What this device found best to weigh a run's shared pair and its own by; 1 and 1 before it looked."""
+        found = _read(self._run(run.name) / "weights.npz")
+        if found is None or _text(found["spec"]) != run.digest:
+            return 1.0, 1.0
+        shared, own = found["weights"].tolist()
+        return shared, own
+
+    def weigh(self, run: RunSpec, weights: tuple[float, float]) -> None:
+        """Keep what was found."""
+        _write(self._run(run.name) / "weights.npz", _npz({"spec": _bytes(run.digest), "weights": np.array(weights)}))
+
     def record(self, run: str) -> Record:
         try:
             return spec.parse(Record, json.loads((self._run(run) / "record.json").read_text()), "record")

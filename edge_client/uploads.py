@@ -16,10 +16,11 @@ from wire.errors import PayloadError, Reason
 from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 
 QUICK_S = 1.0
-"""A part after which the next is asked for within this time is followed by one of twice its length, a call that took no longer
-by one that carries twice as much; slower ones by the shortest."""
-LONGEST_PART_BYTES = 2 * PART_BYTES
-CALL_BYTES = 4 << 20
+"""A part after which the next is asked for within this time is followed by one four times as long, a call that took no longer by
+one that carries four times as much; slower ones by PART_BYTES."""
+FIRST_PART_BYTES, LONGEST_PART_BYTES = PART_BYTES // 4, 2 * PART_BYTES
+"""The first part of a call may wait in a coordinator's memory for its turn, beside those of many others."""
+CALL_BYTES = 8 << 20
 """What one call carries at most: bytes are known to be durable when it is answered."""
 Sent = TypeVar("Sent", pb.UploadChunk, pb.UploadPart)
 Progress = Callable[[int, int], None]
@@ -97,12 +98,12 @@ class Uploads(Calls):
 
 def _following(step: int, longest: int, took_s: float) -> int:
     """How much follows after `step` bytes that took so long."""
-    return min(2 * step, longest) if took_s < QUICK_S else PART_BYTES
+    return min(4 * step, longest) if took_s < QUICK_S else PART_BYTES
 
 
 def _parts(state: pb.UploadState, device: str, payload: memoryview, offset: int) -> Iterator[pb.UploadPart]:
     """gRPC asks for the next part when the one before has left."""
-    step = PART_BYTES
+    step = FIRST_PART_BYTES
     while offset < len(payload):
         data = bytes(payload[offset : offset + step])
         check: dict[str, Any] = {"crc32": zlib.crc32(data)} if state.crc32 else {"digest": spec.bytes_digest(data)}

@@ -22,7 +22,7 @@ from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
 from experiments.rows import ROWS
-from experiments.simulation import Simulation, Spent, spec_of
+from experiments.simulation import Sent, Simulation, Spent, spec_of
 from wire import run_spec, spec
 from wire.delta import Vector
 from wire.errors import PayloadError, UserError
@@ -66,7 +66,7 @@ class Reached:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
     """Losses in nats a target. `points` with costs so far; `own`: of each device on its own held-out text; `accuracy` 0 to 1;
-    `general`: on text of other domains."""
+    `general`: on text of other domains; `errors`: of aggregation, a round."""
 
     points: list[Plain]
     own: dict[str, float]
@@ -75,7 +75,7 @@ class Found:
     parameters: int
     peak_memory: int
     refused: str | None
-    errors: list[float]
+    errors: list[float | None]
 
 
 def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
@@ -134,32 +134,55 @@ class Federation:
 
     def __init__(self, setting: Setting, devices: Sequence[str]) -> None:
         self._setting, self._devices = setting, devices
-        self._simulation = setting.simulation(devices)
+        self._train: dict[str, list[Tokens]] = {}
+        self.simulation = setting.simulation(devices)
         self._row, self._settings = setting.row, setting.settings
 
     def played(self, tell: Tell) -> Found:
         """From the base to the last round; the marks are measured once all training is over."""
         train, said = self._trained_on(), f"{self._setting.cell.row}, {self._setting.cell.place}"
         marks, refused = [self._mark(0, Spent())], None
-        spent, rounds = Spent(), 0 if self._row.who == "nobody" else self._settings["rounds"]
+        spent, peak, errors = Spent(), 0, list[float | None]()
+        rounds = 0 if self._row.who == "nobody" else self._settings["rounds"]
         for number in range(1, rounds + 1):
             tell(f"{said}, seed {self._setting.cell.seed}: round {number} of {rounds}")
             try:
-                spent += self._sent(self._simulation.round(train))
+                cost, memory, inexact = self._round(train)
             except (
                 PayloadError
             ) as error:  # a coordinator would not have taken it: the row ends here, and its report says so
                 refused = f"round {number}: {error.reason.value}"
                 break
+            spent, peak = spent + cost, max(peak, memory)
+            errors.append(inexact)
             if number % max(1, rounds // self._settings["points"]) == 0 or number == rounds:
                 marks.append(self._mark(number, spent))
-        peak = peak_rss_bytes()
         tell(f"{said}, seed {self._setting.cell.seed}: measuring")
-        return self._found(marks, peak, refused)
+        return dataclasses.replace(self._found(marks, peak, refused), errors=errors)
 
-    def _sent(self, spent: Spent) -> Spent:
-        """Who learns alone sends nothing."""
-        return spent if self._row.who == "federation" else dataclasses.replace(spent, bytes_up=0, bytes_down=0)
+    def sent(self, device: str) -> Sent:
+        """What a device sends that trains from the newest release; its text is read once."""
+        if device not in self._train:
+            self._train[device] = self._tokens(self._setting.shares[device].train, self._settings["train"])
+        return self.simulation.sent(device, self._train[device])
+
+    def round(self) -> Spent:
+        """Every device trains, here, one after the other."""
+        sent = [self.sent(device) for device in self._devices]
+        self.simulation.publish(sent)
+        return sum((one.spent for one in sent), Spent())
+
+    def _round(self, train: Mapping[str, Sequence[Tokens]]) -> tuple[Spent, int, float | None]:
+        """What a round has cost, the most memory while devices trained, and the error of aggregation. Who learns alone sends
+        nothing."""
+        measures.forget_peak()
+        sent = [self.simulation.sent(device, some) for device, some in train.items()]
+        memory = peak_rss_bytes()
+        error = self.simulation.aggregation_error(sent)
+        self.simulation.publish(sent)
+        spent = sum((one.spent for one in sent), Spent())
+        alone = self._row.who != "federation"
+        return dataclasses.replace(spent, bytes_up=0, bytes_down=0) if alone else spent, memory, error
 
     def _trained_on(self) -> dict[str, list[Tokens]]:
         shares, wanted = self._setting.shares, self._settings["train"]
@@ -168,9 +191,9 @@ class Federation:
 
     def _mark(self, number: int, spent: Spent) -> Reached:
         """One adapter for all, where all have the same."""
-        same = not self._row.ranks and self._simulation.view_of("").personal is None
+        same = not self._row.ranks and self.simulation.view_of("").personal is None
         names = [""] if same else self._devices
-        return Reached(number, spent, {name: self._simulation.adapter_of(name) for name in names})
+        return Reached(number, spent, {name: self.simulation.adapter_of(name) for name in names})
 
     def _found(self, marks: list[Reached], peak: int, refused: str | None) -> Found:
         corpus, last = self._setting.corpus, marks[-1]
@@ -185,7 +208,7 @@ class Federation:
         return Found(
             points=points, own=self._own(last), accuracy=self._over(last, lambda engine: measures.accuracy(engine, *asked)),
             general=self._over(last, lambda engine: measures.mean_loss(engine, general)),
-            parameters=self._simulation.layout.size, peak_memory=peak, refused=refused, errors=[],
+            parameters=self.simulation.layout.size, peak_memory=peak or peak_rss_bytes(), refused=refused, errors=[],
         )  # fmt: skip
 
     def _over(self, mark: Reached, measure: Callable[[Any], float]) -> float:
@@ -194,7 +217,7 @@ class Federation:
 
     def _with(self, mark: Reached, name: str) -> Any:
         """An engine that computes as `name` does."""
-        engine = self._simulation.engine_of(name)
+        engine = self.simulation.engine_of(name)
         engine.write(mark.held[name])
         return engine
 
@@ -211,7 +234,7 @@ class Federation:
         """The sequences of every answer to each question, and which is right; without those whose answers do not all fit."""
         ending, length = self._setting.corpus.ending, self._settings["length"]
         every = [[answered(q.example, answer) for answer in q.answers] for q in questions]
-        read = [measures.sequences(self._simulation.engine, some, length, len(some), ending) for some in every]
+        read = [measures.sequences(self.simulation.engine, some, length, len(some), ending) for some in every]
         fits = [i for i, question in enumerate(questions) if len(read[i]) == len(question.answers)]
         return [read[i] for i in fits], [questions[i].right for i in fits]
 
@@ -231,7 +254,7 @@ class Federation:
         return found
 
     def _read(self, examples: Sequence[Example], wanted: int, ending: str) -> list[Tokens]:
-        return measures.sequences(self._simulation.engine, examples, self._settings["length"], wanted, ending)
+        return measures.sequences(self.simulation.engine, examples, self._settings["length"], wanted, ending)
 
 
 def answered(example: Example, answer: str) -> Example:

@@ -92,7 +92,7 @@ def _seen(cell: Plain, by: Mapping[tuple[str, str, int], Plain], target: float) 
         "bytes_up": last["bytes_up"] / share, "bytes_down": last["bytes_down"] / share, "mb": _mb(last),
         "seconds": last["seconds"], "forwards": last["forwards"], "tokens": last["tokens"],
         "peak_mb": cell["peak_memory"] / 1e6, "refused": cell["refused"] is not None,
-        "error": float(np.mean(cell["errors"])) if cell["errors"] else None,
+        "error": _mean([e for e in cell["errors"] if e is not None]),
     } | fairness(cell["own"], base and base["own"], alone and alone["own"]) | _to_target(cell, first, pooled, target) | {
         name: _within(cell, budget) for name, budget in BUDGETS.items()
     }  # fmt: skip
@@ -180,7 +180,7 @@ def _line(seen: Sequence[dict[str, Any]]) -> Line:
 
 def _mean(values: Sequence[float | None]) -> Any:
     known = [value for value in values if value is not None]
-    return round(float(np.mean(known)), 4) if len(known) == len(values) else None
+    return float(f"{np.mean(known):.6g}") if known and len(known) == len(values) else None
 
 
 HEAD: Mapping[str, tuple[str, str]] = {

@@ -14,6 +14,10 @@ EXPERIMENTS: Mapping[str, tuple[str, str]] = {
         "experiments.benchmark",
         "the survey's methods beside each other: quality, bytes, memory, compute, fairness",
     ),
+    "simulate": (
+        "experiments.simulate",
+        "one federation of many virtual devices, here, in several processes or on Ray",
+    ),
     "quality": ("experiments.quality", "federations in one process: what coded updates and releases leave of the gain"),
 }
 """Name -> (module with EXAMPLES, add_arguments and run, summary)."""

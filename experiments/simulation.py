@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator import exactness, ingest, publish
+from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.adapters import Adapter
+from edge_client.choosing import chosen
 from edge_client.engines import Tokens
-from edge_client.methods import Draw, Method, Trained
+from edge_client.methods import Draw, Method, Trained, batches
 from edge_client.participate import encoded
 from edge_client.session import batch_seed, fitting_method, settled, view_of
 from edge_client.view import View
@@ -79,7 +81,7 @@ class Simulation:
         self._views: dict[str, View] = {}
         self._own: dict[str, Vector] = {}
         self.engine = self.engine_of("")
-        self.rules = publish.rules(self.run, self.layout)
+        self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
         first = self.adapter_row.initial(self.layout, self.run.seed, base)
@@ -137,6 +139,8 @@ class Simulation:
         """The next release, of what the devices sent. Raises PayloadError for an update that a coordinator would refuse."""
         accepted = [self._contribution(one.device, one.payload, one.examples) for one in sent]
         made = publish.combine(self.rules, self.release, accepted, self._blobs)
+        for contribution in accepted:
+            self._blobs.delete(contribution.digest)  # nobody asks for it again, and memory is measured
         for blob in made.blobs:
             self._blobs.put(blob)
         needed = made.release.step, made.release.delta, made.release.adapter
@@ -168,11 +172,12 @@ class Simulation:
 
     def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
         number, view, start = self.release.version + 1, self.view_of(device), self._start(device)
-        portion = view.portion(number, device)
+        engine, seed = self.engine_of(device), batch_seed(self.run, device, number)
+        first = next(batches(train, 1, self.method.batch, seed))
+        portion = chosen(view, view.portion(number, device), engine, start.adapter, first)
         key = start.directions.key(self.run.seed, number, device)
-        done = (number - 1) / self.run.rounds
-        draw = Draw(batch_seed(self.run, device, number), key, done, view.tuned(portion))
-        trained = self.method.train(self.engine_of(device), start, train, draw)
+        draw = Draw(seed, key, (number - 1) / self.run.rounds, view.tuned(portion))
+        trained = self.method.train(engine, start, train, draw)
         kept, codec = self._codec_states.get(device), self.rules.codec
         encoder = codec and self.run.encoder(codec, number)
         payload, self._codec_states[device] = encoded(trained.update, view, portion, encoder, kept)

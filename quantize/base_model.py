@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize import sources, tensors
+from quantize.emulator import KEPT, Emulator
 from quantize.errors import NoRoom, QuantizeError
 from quantize.formats import FORMATS, SCHEMES, Scheme, is_linear, is_norm, scheme_for
 from quantize.sources import Source, file_digest
@@ -56,6 +57,12 @@ class QuantizedBase:
     def biases(self) -> Mapping[str, int]:
         """Module name -> width of every linear layer's bias."""
         return {m: rows for m, (rows, _) in self.linears().items() if f"{m}.bias" in self._manifest["tensors"]}
+
+    @property
+    def kept_layers(self) -> tuple[int, ...] | None:
+        """Of an emulator: which layers of the whole model it has."""
+        kept = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get(KEPT)
+        return None if kept is None else tuple(kept)
 
     def embedding(self) -> tuple[int, int]:
         """Tokens of the vocabulary, and the width of their embeddings."""
@@ -124,8 +131,12 @@ def open_base(folder: Path) -> QuantizedBase:
     return QuantizedBase(folder, manifest)
 
 
-def build(model: str, base_format: str, out: Path, progress: Progress | None = None) -> QuantizedBase:
-    """Make a quantized base in the new folder `out`: all of it, or nothing. Raises QuantizeError, NoRoom."""
+def build(
+    model: str, base_format: str, out: Path, progress: Progress | None = None, keep: Sequence[int] | None = None
+) -> QuantizedBase:
+    """Make a quantized base in the new folder `out`, of the layers `keep` alone if given: all of it, or nothing.
+
+    Raises QuantizeError, NoRoom."""
     if base_format not in FORMATS:
         raise QuantizeError(f"unknown format {base_format!r}; choose one of {', '.join(sorted(FORMATS))}")
     if out.exists():
@@ -133,6 +144,7 @@ def build(model: str, base_format: str, out: Path, progress: Progress | None = N
     with _aside(out) as folder:
         download = folder / "download"
         source = sources.resolve(model, download)
+        source = source if keep is None else Emulator(source, keep)
         _fill(folder, source, base_format, progress)
         shutil.rmtree(download, ignore_errors=True)
         folder.rename(out)

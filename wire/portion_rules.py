@@ -19,12 +19,13 @@ from wire.portions import MAX_RANK, Portion
 
 
 class Rule(Protocol):
-    """A row of PORTIONS. `least_rank`: the smallest rank that a device may choose, None where all have the same; `choose`:
-    whether it may leave tensors out; `rest`: whether it tunes the rest too, and keeps what it could not send."""
+    """A row of PORTIONS. `least_rank`: the smallest rank that a device may choose, None where all have the same; `choose`: of how
+    many layers at the most a device sends those it chooses, None where it sends all that it may; `rest`: whether it tunes the
+    rest too, and keeps what it could not send."""
 
     id: str
     rest: bool
-    choose: bool
+    choose: int | None
     least_rank: int | None
 
     def most(self, layout: Layout, number: int, device: str) -> Portion:
@@ -35,10 +36,17 @@ def check(rule: Rule, portion: Portion, layout: Layout, number: int, device: str
     """Raises PayloadError for a portion that is not what the run's rule gives this device in this round."""
     most = rule.most(layout, number, device)
     ranks = portion.rank == most.rank or (rule.least_rank is not None and (portion.rank or MAX_RANK) >= rule.least_rank)
-    if not (portion.within(most) and ranks and (rule.choose or portion.chosen == most.chosen)):
+    if not (portion.within(most) and ranks and _chosen(rule, portion, most, layout)):
         raise PayloadError(
             Reason.WRONG_LAYOUT, f"a part that the run's portions ({rule.id}) do not give in round {number}"
         )
+
+
+def _chosen(rule: Rule, portion: Portion, most: Portion, layout: Layout) -> bool:
+    """Whether it is all that it may be, or the device's choice of no more layers than it may choose."""
+    if rule.choose is None:
+        return portion.chosen == most.chosen
+    return len({layer_number(layout.tensors[number].name) for number in portion.chosen}) <= rule.choose
 
 
 PORTIONS: Mapping[str, str] = {
@@ -59,7 +67,7 @@ class Tuned:
     least_rank: int | None = None
     id: ClassVar[str] = "tuned"
     rest: ClassVar[bool] = False
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.least_rank is not None and not 1 <= self.least_rank <= MAX_RANK:
@@ -76,11 +84,14 @@ class Chosen:
     layers: int = 1
     id: ClassVar[str] = "chosen"
     rest: ClassVar[bool] = False
-    choose: ClassVar[bool] = True
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_count("layers", self.layers)
+
+    @property
+    def choose(self) -> int:
+        return self.layers
 
     def most(self, layout: Layout, number: int, device: str) -> Portion:
         return Portion(tuple(tunable(layout)))
@@ -92,7 +103,7 @@ class Alternate:
 
     id: ClassVar[str] = "alternate"
     rest: ClassVar[bool] = False
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
     def most(self, layout: Layout, number: int, device: str) -> Portion:
@@ -107,7 +118,7 @@ class Fragments:
     count: int = 4
     id: ClassVar[str] = "fragments"
     rest: ClassVar[bool] = True
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -124,7 +135,7 @@ class Segments:
     count: int = 4
     id: ClassVar[str] = "segments"
     rest: ClassVar[bool] = True
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -141,7 +152,7 @@ class RandomLayers:
     layers: int = 1
     id: ClassVar[str] = "random_layers"
     rest: ClassVar[bool] = False
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -163,7 +174,7 @@ class Growing:
     rounds: int = 1
     id: ClassVar[str] = "growing"
     rest: ClassVar[bool] = False
-    choose: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from coordinator.aggregators import AGGREGATORS
 from coordinator.aggregators.products import Product, Update, aggregation_error, nearest, pairs, square, terms, total
 from tests import factors
+from wire import spec
 from wire.delta import Layout, Tensor, Vector
 from wire.errors import SpecError
 from wire.portion_rules import Alternate
@@ -51,6 +55,24 @@ def test_a_product_of_no_more_rank_comes_back_whole_with_its_spare_rows() -> Non
     assert not found.b[:, 4:].any() and (found.a[4:] == spare[4:]).all()
     gone = total([drawn(4), drawn(4).times(-1)])
     assert not nearest(gone, 6, spare).b.any(), "what cancels is its rounding"
+
+
+def test_no_matrix_of_a_modules_size_is_made() -> None:
+    big, chance = (
+        Layout((Tensor("m.lora_A.w", (2, 2000), "lora_A"), Tensor("m.lora_B.w", (2000, 2), "lora_B"))),
+        np.random.default_rng(0),
+    )
+    updates = [Update(chance.normal(0, 0.1, big.size).astype(np.float32), 1) for _ in range(4)]
+    start = np.zeros(big.size, np.float32)
+    tracemalloc.start()
+    for row in ("flexlora", "lora_fair", "hetlora"):
+        folded = spec.build(AGGREGATORS, {"id": row}).start(big, start)
+        for one in updates:
+            folded.add(one.vector, 1)
+        assert aggregation_error(big, start, folded.mean(), updates) is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.1 * 8 * 2000 * 2000
 
 
 def test_signs_follow_from_the_product_and_not_from_how_it_is_written() -> None:

@@ -67,9 +67,23 @@ def test_what_came_on_a_stream_that_was_cut_is_durable(folder: Place, monkeypatc
         file = Path(folder.blobs) / upload[:2] / upload
         while file.stat().st_size < 2 * PART:
             time.sleep(0.01)
-        assert device.create().offset == 0
         stream.call.cancel()
         assert durable(device, 2 * PART)
+
+
+def test_a_sender_that_asks_while_what_it_sent_is_being_made_durable_is_told_of_all_of_it(
+    folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking, "PAUSE_S", 0.5)
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        upload, stream = device.create().upload, Stream(device)
+        stream.send(device.part(upload, 0), device.part(upload, PART))
+        file = Path(folder.blobs) / upload[:2] / upload
+        while file.stat().st_size < 2 * PART:
+            time.sleep(0.01)
+        assert device.create().offset == 2 * PART
+        assert stream.end() == 2 * PART
 
 
 def test_what_came_before_a_pause_is_durable_and_the_stream_goes_on(folder: Place) -> None:
@@ -130,9 +144,9 @@ def test_a_link_that_is_quick_gets_longer_parts_and_one_that_is_slow_the_shortes
     monkeypatch.setattr(sending, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now_s[0])}))
     sizes = list[int]()
     for part in sending._parts(pb.UploadState(crc32=True), "d1", memoryview(bytes(8 * PART)), 0):
-        sizes.append(len(part.data) // PART)
+        sizes.append(4 * len(part.data) // PART)
         now_s[0] += 2.0 if len(sizes) == 3 else 0.1
-    assert sizes == [1, 2, 2, 1, 2]
+    assert sizes == [1, 4, 8, 4, 8, 7]
 
 
 def test_an_upload_that_came_through_one_process_is_hashed_as_it_comes_and_not_again(
@@ -190,7 +204,7 @@ def test_a_client_whose_link_was_cut_goes_on_in_small_steps(folder: Place) -> No
         device.append(device.part(upload, 0))
         with Connection(replica.address) as connection:
             connection.send(device.mine, device.payload, lambda sent, _: told.append(sent // PART))
-        assert told[:3] == [1, 2, 4]
+        assert told[:3] == [1, 2, 6]
         fresh, told = Device(replica, "fresh"), list[int]()
         with Connection(replica.address) as connection:
             connection.send(fresh.mine, fresh.payload, lambda sent, _: told.append(sent))

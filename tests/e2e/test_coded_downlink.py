@@ -19,9 +19,9 @@ from edge_client.session import Device, Session, Work, methods
 from edge_client.state import DeviceState
 from edge_client.transport import Connection
 from edge_client.view import View
-from tests.coordinator.test_service import make
 from tests.links import Link
 from tests.processes import CoordinatorProcess, administrator, edgetune, finished, identified, start_client, write_texts
+from tests.updates import make
 from wire.delta import Delta, Layout, Tensor
 from wire.identity import Invitation
 from wire.run_spec import RunSpec

@@ -19,7 +19,7 @@ COMMANDS = [
     ["demo"],
     ["quantize"],
     ["client"],
-    *(["client", action] for action in ("join", "enroll", "status", "leave", "generate", "doctor")),
+    *(["client", action] for action in ("join", "enroll", "status", "leave", "generate", "export", "doctor")),
     ["coordinator"],
     *(["coordinator", action] for action in ("serve", "init", "invite", "devices", "revoke")),
     ["run"],

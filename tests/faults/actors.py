@@ -57,6 +57,14 @@ class Stage:
     def addresses(self) -> Path:
         return self.folder / "addresses"
 
+    def address(self, number: int) -> Path:
+        """Where a replica is, for all who look for one."""
+        return self.addresses / str(number)
+
+    def aside(self, number: int) -> Path:
+        """The same of one that is stopped, which nobody should look for."""
+        return self.folder / f"stopped-{number}"
+
     @property
     def calm(self) -> Path:
         """There from when no fault comes any more."""
@@ -118,12 +126,11 @@ def replica(stage: Stage, number: int, life: Life, bug: str | None) -> None:
     instrument(Steps(_Struck(stage, number, life)))
     if bug:
         bugs.BUGS[bug].plant()
-    address = stage.addresses / str(number)
 
     def ready(doors: Doors) -> None:
         aside = stage.folder / f"address-{number}"
         aside.write_text(doors.devices)
-        aside.replace(address)
+        aside.replace(stage.address(number))
 
     asyncio.run(serve(stage.place.open(), Serving(Doors("127.0.0.1:0")), ready))
 
@@ -222,8 +229,8 @@ class _NoEngine(Session):
 
 def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
     quicken()
-    if number == draws.UPLOADER:
-        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300)
+    if number <= scene.uploaders:
+        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300, LONGEST_PART_BYTES=300, CALL_BYTES=600)
     chance = Random(f"edgetune client {scene.seed} {number} {incarnation}")
     participate._compute = lambda *given: _computed(chance, stage.calm, *given)
     session = _NoEngine(Device(stage.folder), [])

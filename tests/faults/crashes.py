@@ -164,7 +164,7 @@ class Sweep:
         died = forks.ended(forks.alone(self._crashing, place, folder, crash))
         if died != (0 if crash is None else -signal.SIGKILL):
             return [f"the step was not reached, or something else went wrong first: exit {died}"]
-        if forks.ended(forks.alone(self._going_on, place, folder)) != 0:
+        if forks.ended(forks.alone(self.going_on, place, folder)) != 0:
             return ["checking failed"]
         found: list[str] = json.loads((folder / "faults.json").read_text())
         return found
@@ -177,7 +177,7 @@ class Sweep:
         asyncio.run(federation(place, folder / "journal"))
         (folder / "steps.json").write_text(json.dumps(steps.arrivals))
 
-    def _going_on(self, place: Place, folder: Path) -> None:
+    def going_on(self, place: Place, folder: Path) -> None:
         self._prepare(None)
         journal = [folder / "journal"]
         found = asyncio.run(invariants.violations_at(place, journal, ended=False))

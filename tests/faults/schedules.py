@@ -38,7 +38,9 @@ from tests.faults.flaky_links import append
 
 STUCK_AFTER_S = 30.0
 """Without a receipt after the last fault, on a machine that has other work too; deadlines are 1.5 s or never come."""
-STEP_S = 0.008
+LONGEST_S = 120.0
+"""From the last fault to the end, whatever moves: what takes seconds alone may take half a minute beside other work."""
+STEP_S = 0.015
 RESTART_S = 0.05
 
 
@@ -114,10 +116,15 @@ class Schedule:
     def _through_faults(self) -> None:
         incidents = list(self._scene.incidents)
         until = self._began + self._scene.lasts_s
-        while time.monotonic() < until and not self._is_over():
+        while time.monotonic() < until and not self._is_in_the_last_round() and not self._is_over():
             while incidents and time.monotonic() - self._began >= incidents[0].at_s:
                 self._befall(incidents.pop(0))
             self._turn()
+
+    def _is_in_the_last_round(self) -> bool:
+        run = self._scene.run
+        noted = sum(journal.read_bytes().count(b"\n") for journal in self._stage.journals())
+        return noted >= (run.rounds - 1) * run.cohort.size
 
     def _to_the_end(self) -> None:
         """One replica without a fault of its own, and every client."""
@@ -125,13 +132,13 @@ class Schedule:
         self._end_all("replica")
         self._due = [one for one in self._due if one[1] == "client"]
         self._start("replica", 1, Life())
-        moved, noted = time.monotonic(), 0
-        while not self._is_over() and time.monotonic() - moved < STUCK_AFTER_S:
+        moved, noted, give_up = time.monotonic(), 0, time.monotonic() + LONGEST_S
+        while not self._is_over() and time.monotonic() < min(moved + STUCK_AFTER_S, give_up):
             self._turn()
             if (now := sum(journal.stat().st_size for journal in self._stage.journals())) != noted:
                 moved, noted = time.monotonic(), now
         if not self._is_over():
-            self._wrong.append(f"nothing moves, and {self._scene.clients - len(self._done)} clients have not ended")
+            self._wrong.append(f"no end comes, and {self._scene.clients - len(self._done)} clients have not ended")
         self._end_all("client")
         self._end_all("replica")
 
@@ -145,6 +152,7 @@ class Schedule:
             if process.goes_on_at is not None and (now >= process.goes_on_at or self._stage.calm.exists()):
                 process.goes_on_at = None
                 os.kill(pid, signal.SIGCONT)
+                _moved(self._stage.aside(process.number), self._stage.address(process.number))
             ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
             if ended:
                 self._ended(pid, process, status, now)
@@ -155,12 +163,14 @@ class Schedule:
     def _ended(self, pid: int, process: _Process, status: int, now: float) -> None:
         """Or stopped at a step of its own."""
         if os.WIFSTOPPED(status):
-            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, 0.4)
+            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, self._scene.stopped_s)
+            _moved(self._stage.address(process.number), self._stage.aside(process.number))
             return
         del self._running[pid]
         code = os.waitstatus_to_exitcode(status)
         if process.kind == "replica":
-            (self._stage.addresses / str(process.number)).unlink(missing_ok=True)
+            self._stage.address(process.number).unlink(missing_ok=True)
+            self._stage.aside(process.number).unlink(missing_ok=True)
         if process.kind == "client" and code == 0:
             self._done.add(process.number)
             return
@@ -209,7 +219,7 @@ class Schedule:
                 del self._running[pid]
         if kind == "replica":
             self._due = [one for one in self._due if one[1] != kind]
-            for address in self._stage.addresses.iterdir():
+            for address in (*self._stage.addresses.iterdir(), *self._stage.folder.glob("stopped-*")):
                 address.unlink()
 
     def _start(self, kind: str, number: int, life: Life | None = None) -> None:
@@ -253,6 +263,12 @@ class Schedule:
             "pairs": sorted({f"{line['step']} | {line['state']}" for line in lines if "step" in line}),
             "seconds": round(time.monotonic() - self._began, 2),
         }
+
+
+def _moved(address: Path, to: Path) -> None:
+    """What is stopped before it has an address, has none."""
+    with contextlib.suppress(FileNotFoundError):
+        address.replace(to)
 
 
 def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = None) -> dict[str, Any]:

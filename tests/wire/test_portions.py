@@ -69,7 +69,8 @@ def test_every_row_gives_tensors_that_devices_tune_and_takes_back_what_it_gave(n
         most = rule.most(LAYOUT, number, "d-1")
         assert all(LAYOUT.tensors[n].role != "history_A" for n in most.chosen)
         assert rule.most(LAYOUT, number, "d-1") == most
-        portion_rules.check(rule, most, LAYOUT, number, "d-1")
+        given = most if rule.choose is None else Portion(most.chosen[: 2 * rule.choose])
+        portion_rules.check(rule, given, LAYOUT, number, "d-1")
 
 
 def test_a_and_b_come_alternately() -> None:
@@ -128,6 +129,15 @@ def test_a_device_may_have_a_smaller_rank_only_where_the_run_says_so() -> None:
     for rule in (row("tuned"), row("tuned", least_rank=3)):
         with pytest.raises(PayloadError):
             portion_rules.check(rule, narrow, LAYOUT, 1, "d")
+
+
+def test_a_device_chooses_no_more_layers_than_the_run_allows() -> None:
+    rule = row("chosen", layers=2)
+    first, second, third = [(n, n + 1) for n in (0, 3, 6)]  # A and B; what follows is history
+    portion_rules.check(rule, Portion(first), LAYOUT, 1, "d")
+    portion_rules.check(rule, Portion(first + third), LAYOUT, 1, "d")
+    with pytest.raises(PayloadError):
+        portion_rules.check(rule, Portion(first + second + third), LAYOUT, 1, "d")
 
 
 @settings(max_examples=150, deadline=None)
