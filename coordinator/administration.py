@@ -11,6 +11,7 @@ import grpc
 from coordinator import ingest, publish
 from coordinator.callers import presented
 from coordinator.core import NO_IDENTITIES, POLL_S, Core, answered, streamed
+from coordinator.rules import Rules
 from coordinator.stores.administrators import Administrator
 from coordinator.stores.devices import Device
 from protos.v1 import federation_pb2 as pb
@@ -31,7 +32,7 @@ class Administration(pb_grpc.AdministrationServicer):
     async def CreateRun(self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
         created = run_spec.parse(_json(request.spec_json))
         layout = Layout.parse(_json(request.layout_json))
-        publish.rules(created, layout)
+        Rules.of(created, layout)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
         since_us = await self._store.ledger.now_us()

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from coordinator.aggregators import products
 from coordinator.aggregators.products import Update
-from coordinator.publish import MOST_HELD, Rules, fold, opened, shares_of, stored, stored_vector
+from coordinator.publish import fold, opened, shares_of, stored, stored_vector
+from coordinator.rules import MOST_HELD, Rules
 from coordinator.stores import Blobs
 from wire.messages import Contribution, ReleaseManifest
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from coordinator.publish import Rules, vector
+from coordinator.publish import vector
+from coordinator.rules import Rules
 from wire import spec
 from wire.delta import Layout
 from wire.errors import PayloadError, Reason

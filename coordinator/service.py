@@ -12,6 +12,7 @@ import grpc
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
 from coordinator.guards import Arriving, turn
+from coordinator.rules import Rules
 from coordinator.stores import Ask, updates
 from coordinator.threads import on
 from coordinator.uploads import Part
@@ -95,7 +96,7 @@ class Federation(pb_grpc.FederationServicer):
         first, links = await self._first(release.run), await self._links(by, release, 0)
         return await on(self._core.compute, self._snapshot, by, first, links), []
 
-    async def _links(self, by: publish.Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
+    async def _links(self, by: Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
         """The steps or coded deltas that lead from version `after` to `release`; of a pool the newest holds all steps."""
         pool = by.codec is None and by.along().drawn == "pool"
         versions = range(max(release.version, 1) if pool else after + 1, release.version + 1)
@@ -106,7 +107,7 @@ class Federation(pb_grpc.FederationServicer):
         first = await self._store.ledger.release(run, 0)
         return await self._core.blob(first.adapter or "")
 
-    def _snapshot(self, by: publish.Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
+    def _snapshot(self, by: Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
         state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
         parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
         return memoryview(b"".join(publish.as_bytes(part) for part in parts))

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from coordinator import ingest
 from coordinator.guards import Arriving, Guards, turn
-from coordinator.publish import Rules
+from coordinator.rules import Rules
 from coordinator.stores import Blobs, Growing, Store, uploads
 from coordinator.stores.connection import Connection
 from coordinator.stores.uploads import Upload

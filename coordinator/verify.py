@@ -10,6 +10,7 @@ import numpy as np
 
 from coordinator import publish
 from coordinator.exactness import aggregation_error
+from coordinator.rules import Rules
 from coordinator.stores import Blobs, Store, devices
 from coordinator.stores.connection import Connection
 from coordinator.tolerance import TOLERANCE, agrees
@@ -60,7 +61,7 @@ async def verify(store: Store, name: str, release_key: str | None = None) -> lis
     """One verdict a release, oldest first. With a release key, every release of a run that has any signature must have that
     key's; without one, signatures are not looked at. Raises Refused(UNKNOWN_RUN)."""
     run = await store.ledger.run(name)
-    by = publish.rules(run.spec, run.layout)
+    by = Rules.of(run.spec, run.layout)
     newest = (await store.ledger.release(name, None)).version
     releases = [await store.ledger.release(name, version) for version in range(newest + 1)]
     verdicts = [_check_initial(by, releases[0], store)]
@@ -93,14 +94,14 @@ async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[C
     return await store.ledger.contributions(name, release.version, attempt)
 
 
-def _check_initial(by: publish.Rules, release: ReleaseManifest, store: Store) -> Checked:
+def _check_initial(by: Rules, release: ReleaseManifest, store: Store) -> Checked:
     expected = publish.initial(by.spec, by.layout, release.adapter or "")
     fault = None if release == expected else "release 0 is not the one this run was created with"
     return Checked(0, release.digest, 0, fault or _damage(release.blobs, store))
 
 
 def _check(
-    by: publish.Rules,
+    by: Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
     accepted: list[Contribution],
@@ -120,7 +121,7 @@ def _check(
 
 def _compared(
     verdict: Checked,
-    by: publish.Rules,
+    by: Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
     accepted: list[Contribution],
@@ -143,7 +144,7 @@ def _compared(
 
 def _agreed(
     verdict: Checked,
-    by: publish.Rules,
+    by: Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
     made: publish.Made,

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client import bases
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
@@ -136,7 +136,7 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
-    publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
+    Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
     return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator import exactness, ingest, publish
+from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.adapters import Adapter
 from edge_client.choosing import chosen
@@ -80,7 +81,7 @@ class Simulation:
         self._views: dict[str, View] = {}
         self._own: dict[str, Vector] = {}
         self.engine = self.engine_of("")
-        self.rules = publish.rules(self.run, self.layout)
+        self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
         first = self.adapter_row.initial(self.layout, self.run.seed, base)

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from coordinator import publish
-from coordinator.publish import Rules
+from coordinator.rules import Rules
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.stores.sqlite import SqliteLedger
@@ -64,7 +64,7 @@ def published(by: Rules, rounds: int, blobs: MemoryBlobs) -> list[ReleaseManifes
 
 
 def rules(**changes: Any) -> Rules:
-    return publish.rules(make("coded", **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes), LAYOUT)
+    return Rules.of(make("coded", **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes), LAYOUT)
 
 
 def stored(blobs: MemoryBlobs, digest: str | None) -> Vector:
@@ -180,7 +180,7 @@ def started(connection: Connection, name: str, **changes: Any) -> RunSpec:
 
 def play(connection: Connection, run: RunSpec, rounds: int) -> None:
     """So many more rounds, of one update each."""
-    by = publish.rules(run, LAYOUT)
+    by = Rules.of(run, LAYOUT)
     for _ in range(rounds):
         task = connection.check_in("d1", (run.name,), 20.0)
         assert isinstance(task, Task) and task.kind == "train"
@@ -337,7 +337,7 @@ def test_verify_takes_another_delta_only_if_it_sends_as_much(how: str, said: str
     async def check() -> tuple[Checked, Checked]:
         store = Store(SqliteLedger(tmp_path), MemoryBlobs())
         run = stores.spec(cohort={"goal": 1}, downlink={"codec": "int4"})
-        by = publish.rules(run, layout)
+        by = Rules.of(run, layout)
         first = publish.initial(run, layout, store.blobs.put(bytes(4 * layout.size)))
         await store.ledger.create_run(run, layout, first)
         learned = np.linspace(-1, 1, layout.size, dtype=np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coordinator import ingest, publish
-from coordinator.publish import Rules
+from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from wire import run_spec, spec
 from wire.delta import Delta, Layout, Tensor
@@ -35,7 +35,7 @@ def rules(**changes: Any) -> Rules:
         "codec": "float32",
         "aggregator": {"id": "mean", "weight_by": "uniform"},
     }
-    return publish.rules(run_spec.parse(table | changes), LAYOUT)
+    return Rules.of(run_spec.parse(table | changes), LAYOUT)
 
 
 def contribution(device: str, number: int, staleness: int, payload: bytes) -> Contribution:
@@ -86,7 +86,7 @@ def test_scalars_in_a_buffer_are_replayed_along_the_directions_of_the_round_of_t
 def test_what_no_part_of_a_round_holds_does_not_move() -> None:
     layout = Layout(tuple(Tensor(f"layers.{n}.lora_{x}", (2, 2), f"lora_{x}") for n in (0, 1) for x in ("A", "B")))  # type: ignore[arg-type]
     table = spec.plain(rules().spec) | {"cohort": {"goal": 2}, "portions": {"id": "random_layers"}}
-    by, blobs, accepted = publish.rules(run_spec.parse(table), layout), MemoryBlobs(), []
+    by, blobs, accepted = Rules.of(run_spec.parse(table), layout), MemoryBlobs(), []
     assert by.codec is not None and by.portions is not None
     for device in ("a", "b"):
         portion = by.portions.most(layout, 3, device)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from coordinator import publish
+from coordinator.rules import Rules
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.stores.sqlite import SqliteLedger
@@ -34,7 +35,7 @@ def checked(run: RunSpec, folder: Path, change: Change, field: str = "adapter") 
 
     async def play() -> Checked:
         store = Store(SqliteLedger(folder), MemoryBlobs())
-        by = publish.rules(run, LAYOUT)
+        by = Rules.of(run, LAYOUT)
         first = publish.initial(run, LAYOUT, store.blobs.put(publish.as_bytes(START)))
         await store.ledger.create_run(run, LAYOUT, first)
         accepted = []
@@ -128,9 +129,9 @@ def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(
     monkeypatch.setattr(publish, "MOST_HELD", 1 << 20)
     table: dict[str, Any] = {"cohort": {"goal": 2}, "aggregator": {"id": "flexlora"}} | changes
     with pytest.raises(SpecError, match=said):
-        publish.rules(stores.spec(**table), factors.layout(history=4) if "portions" in changes else LAYOUT)
+        Rules.of(stores.spec(**table), factors.layout(history=4) if "portions" in changes else LAYOUT)
 
 
 def test_an_aggregator_of_factors_is_refused_without_factors() -> None:
     with pytest.raises(SpecError, match="no module with both A and B"):
-        publish.rules(run_of("flexlora"), stores.LAYOUT)
+        Rules.of(run_of("flexlora"), stores.LAYOUT)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from coordinator import publish
+from coordinator.rules import Rules
 from wire.delta import Layout
 from wire.errors import EdgetuneError
 from wire.run_spec import RunSpec
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 def warm_up(run: RunSpec, layout: Layout) -> None:
     """Load here what every process would load for itself, and let forks share it."""
-    publish.rules(run, layout)
+    Rules.of(run, layout)
     for module in ("coordinator.stores.s3", "coordinator.stores.postgresql"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

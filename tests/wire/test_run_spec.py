@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client.engines.toy import ToyBase
 from edge_client.methods import METHODS
 from edge_client.session import settled
@@ -28,7 +28,7 @@ LEAST: dict[str, Any] = {
 def test_every_example_describes_a_run_that_both_ends_understand(path: Path) -> None:
     run = run_spec.read_toml(path)
     spec.build(METHODS, run.method, "method")
-    publish.rules(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
+    Rules.of(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
 
 
 def test_there_are_examples() -> None:
