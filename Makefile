@@ -59,8 +59,9 @@ types: $(VENV)/ready  ## mypy --strict
 layers: $(VENV)/ready  ## import-linter: imports only go down
 	$(VENV)/bin/lint-imports --no-cache
 
-docs: $(VENV)/ready  ## write docs/errors.md anew from the table of wire/contract.py
+docs: $(VENV)/ready  ## write docs/errors.md and docs/methods.md anew from their tables
 	$(RUN) -m wire.contract > docs/errors.md
+	$(RUN) -m experiments.method_table > docs/methods.md
 
 protos: $(VENV)/ready  ## generate the protobuf code anew
 	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto protos/v1/middle.proto
