@@ -17,6 +17,7 @@ from edge_client.data import Example
 from edge_client.engines import BROUGHT_BY, ENGINES, Tokens
 from edge_client.methods import METHODS, Method
 from edge_client.middle import Helper
+from edge_client.ranks import rank_here
 from edge_client.releases import Releases, Shelf
 from edge_client.transport import Connection
 from edge_client.view import View, fitting_rank, full_rank
@@ -109,7 +110,8 @@ class Session:
         adapter = method.tunes()
         if adapter.layout(base).digest != layout.digest:
             raise Refused(Reason.WRONG_LAYOUT, "the run's layout is not what its method makes of its base")
-        view = view_of(run, adapter, base, self._device.rank)
+        rank = rank_here(run, method, base, self._device.rank, self._device.max_memory)
+        view = view_of(run, adapter, base, rank)
         adapter = adapter if view.rank is None else adapter.narrowed(view.rank)
         engine = self._engine(chosen, base, adapter, view.layout)
         length = method.sequence_length
