@@ -13,7 +13,7 @@ SCHEDULES ?= 1000
 FAULTS ?=
 BANDWIDTH ?=
 
-.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-lean power bench-coordinator bandwidth clean
+.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -21,7 +21,7 @@ help:  ## what can be made
 $(VENV)/ready: pyproject.toml constraints-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt "pip>=25.1"
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3,metrics,telemetry]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group dev --editable ".[demo,onnx,fast,postgres,s3,metrics,telemetry,ray]"
 	touch $@
 
 demo: $(VENV)/ready  ## a coordinator and three clients on a real model and real text (about six minutes)
@@ -59,20 +59,21 @@ types: $(VENV)/ready  ## mypy --strict
 layers: $(VENV)/ready  ## import-linter: imports only go down
 	$(VENV)/bin/lint-imports --no-cache
 
-docs: $(VENV)/ready  ## write docs/errors.md anew from the table of wire/contract.py
+docs: $(VENV)/ready  ## write docs/errors.md and docs/methods.md anew from their tables
 	$(RUN) -m wire.contract > docs/errors.md
+	$(RUN) -m experiments.method_table > docs/methods.md
 
 protos: $(VENV)/ready  ## generate the protobuf code anew
-	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto
+	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/v1/federation.proto protos/v1/middle.proto
 
 protos-fresh: $(VENV)/ready  ## the committed protobuf code is what its proto gives
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT \
-	&& $(RUN) -m grpc_tools.protoc -I . --python_out="$$made" --pyi_out="$$made" --grpc_python_out="$$made" protos/v1/federation.proto \
-	&& for file in federation_pb2.py federation_pb2.pyi federation_pb2_grpc.py; do \
+	&& $(RUN) -m grpc_tools.protoc -I . --python_out="$$made" --pyi_out="$$made" --grpc_python_out="$$made" protos/v1/federation.proto protos/v1/middle.proto \
+	&& for file in {federation,middle}_pb2.py {federation,middle}_pb2.pyi {federation,middle}_pb2_grpc.py; do \
 	  diff -u "protos/v1/$$file" "$$made/protos/v1/$$file" || { echo "run 'make protos' and commit"; exit 1; }; done \
 	&& echo "the generated code is fresh"
 
-bench: bench-rounds bench-coordinator bench-train bench-zo  ## every benchmark: ratios against named baselines
+bench: bench-rounds bench-coordinator bench-train bench-zo bench-factors  ## every benchmark: ratios against named baselines
 
 bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + bitsandbytes loop
 	$(RUN) -m benchmarks.train_overhead
@@ -88,6 +89,9 @@ bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a f
 
 bandwidth: $(VENV)/ready  ## federations behind slow links: loss against bytes and time (BANDWIDTH="--preset small"); goes on where it was
 	$(RUN) -m edgetune experiment bandwidth --out bandwidth-out $(BANDWIDTH)
+
+bench-factors: $(VENV)/ready  ## aggregators that multiply devices' factors, against whole matrices
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.factor_aggregation
 
 bench-lean: $(VENV)/ready  ## the onnx client's install in a fresh environment: size, what is not in it, start
 	$(RUN) -m benchmarks.lean_install

@@ -74,7 +74,7 @@ def main() -> None:
     deltas = [update(made, seed) for seed in range(UPDATES)]
     total = np.zeros(made.size, np.float32)
     for name, stages in CODECS.items():
-        codec, summed = chain.codec(stages), FixedPointSum(made.size)
+        codec, summed = chain.codec(stages), FixedPointSum(made)
         payloads = [codec.encode(delta, {})[0] for delta in deltas]
         encode = seconds(functools.partial(_encode, codec, deltas))
         fold = seconds(functools.partial(_fold, codec, payloads, summed, made))

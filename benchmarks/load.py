@@ -36,10 +36,10 @@ def use_own_connections() -> None:
 
 
 class BareProcess:
-    """`benchmarks.bare_coordinator`, running."""
+    """`benchmarks.bare_coordinator`, running; with a folder it keeps there what it gets."""
 
-    def __init__(self) -> None:
-        line = [sys.executable, "-m", "benchmarks.bare_coordinator"]
+    def __init__(self, folder: Path | None = None) -> None:
+        line = [sys.executable, "-m", "benchmarks.bare_coordinator", *([] if folder is None else [str(folder)])]
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment())
         assert self.process.stdout is not None
         self.address: str = json.loads(self.process.stdout.readline())["address"]
@@ -55,10 +55,9 @@ class BareProcess:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process and its children so far."""
-    process = psutil.Process(pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(t.user + t.system for t in times))
+    """User and system time of a process and its children so far, by Linux's clock of each: /proc tells only hundredths."""
+    children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return sum(time.clock_gettime((~one << 3) | 2) for one in (pid, *children))
 
 
 def peak_mb(pid: int) -> float:

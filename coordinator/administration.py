@@ -11,6 +11,7 @@ import grpc
 from coordinator import ingest, publish
 from coordinator.callers import presented
 from coordinator.core import NO_IDENTITIES, POLL_S, Core, answered, streamed
+from coordinator.rules import Rules
 from coordinator.stores.administrators import Administrator
 from coordinator.stores.devices import Device
 from protos.v1 import federation_pb2 as pb
@@ -31,16 +32,17 @@ class Administration(pb_grpc.AdministrationServicer):
     async def CreateRun(self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext) -> pb.RunStatus:
         created = run_spec.parse(_json(request.spec_json))
         layout = Layout.parse(_json(request.layout_json))
-        publish.rules(created, layout)
+        Rules.of(created, layout)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
+        since_us = await self._store.ledger.now_us()
         ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)
         if self._core.who is not None:
             await self._core.who.sign(release.digest)
         elif created.cohort.owner_share is not None:
             raise Refused(Reason.NO_IDENTITIES, f"cohort.owner_share: {NO_IDENTITIES}")
-        await self._store.ledger.create_run(created, layout, release)
+        await self._store.ledger.create_run(created, layout, release, since_us)
         self._core.events("created", run=created.name)
         self._core.work.ring()
         return (await self._store.ledger.status(created.name)).to_proto()

@@ -47,7 +47,12 @@ class Authority:
     @classmethod
     def found(cls, folder: Path) -> Authority | None:
         """None where `init` was not run."""
-        return cls(folder) if (folder / "ca.pem").exists() else None
+        return cls(folder) if cls.is_in(folder) else None
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether `init` made one here, damaged or not."""
+        return (folder / "ca.pem").exists()
 
     def issue(self, role: Role, name: str, public: ec.EllipticCurvePublicKey, lifetime_s: float) -> str:
         """A caller's certificate, PEM."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.stores import Place, without_secrets
 from wire import addresses
-from wire.errors import EdgetuneError, MissingExtra, UserError
+from wire.errors import EdgetuneError, MissingExtra, UserError, ended
 from wire.identity import MAX_LIFETIME_S, is_loopback
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ def identity_folder(args: argparse.Namespace) -> Path:
 def default_identity() -> Path:
     """Where a coordinator of the default store has its identities."""
     return default_store() / "identity"
+
+
+def check_insecure(args: argparse.Namespace) -> None:
+    """Raises UserError for an identity that is named and would not be used."""
+    if args.insecure and args.identity is not None:
+        raise UserError("--insecure goes without identities, and --identity names one: leave one of them out")
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,25 +217,27 @@ def _own_name() -> str:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    """Whatever ends it is said as all else is: as JSON where that was asked for."""
+    """Whatever ends it is said as its lines are: as JSON where that was asked for."""
     from coordinator.events import last_words
 
     try:
         return _served(args)
     except EdgetuneError as error:
-        if args.json:
-            print(json.dumps({"event": "ended", "error": str(error)}), flush=True)
         if args.log_format == "text":
             raise
         print(last_words("json", error), file=sys.stderr, flush=True)
+        if args.json:
+            print(json.dumps(ended(error)), flush=True)
         return error.exit_code
 
 
 def _served(args: argparse.Namespace) -> int:
+    from coordinator.authority import Authority
     from coordinator.identities import Doors
     from coordinator.replicas import higher, serve_together
     from coordinator.serve import Serving, serve
 
+    check_insecure(args)
     where, trust = place(args), None if args.insecure else _trust(args)
     if trust is None and (unused := [name for name in ("enroll", "certificates") if getattr(args, name) is not None]):
         raise UserError(f"--{unused[0]}: this coordinator has no identities, and so no device enrols with it")
@@ -246,6 +254,8 @@ def _served(args: argparse.Namespace) -> int:
         shown = {"store": without_secrets(where.ledger), "blobs": without_secrets(where.blobs)}
         enrolment = {"enrolment": doors.enrolment} if trust else {}
         tell("listening", {"address": doors.devices, **shown, **enrolment})
+        if args.insecure and Authority.is_in(identity_folder(args)):
+            tell("insecure", {"identity": str(identity_folder(args))})
         if args.metrics:
             tell("metrics", {"address": args.metrics})
         if "://" in where.ledger and "://" not in where.blobs:
@@ -263,6 +273,7 @@ def _served(args: argparse.Namespace) -> int:
 _SAID = {
     "listening": "listening on {address}, {doors}, state in {store}, blobs in {blobs}; Ctrl-C stops",
     "blobs_here": "{blobs} is a folder of this machine: a replica on another one must see the very same",
+    "insecure": "--insecure: the identities in {identity} are not used",
     "metrics": "metrics at http://{address}/metrics",
     "replica_started": "replica {replica} runs as process {pid}",
     "replica_ended": "replica {replica} (process {pid}) ended with {code}; another one starts",

@@ -11,8 +11,8 @@ from coordinator.bell import Bell
 from coordinator.events import Events, unheard
 from coordinator.identities import Identities
 from coordinator.meter import Times
-from coordinator.publish import Rules
 from coordinator.rounds import Round
+from coordinator.rules import Rules
 from coordinator.stores import Store
 from wire.errors import Diverged, Reason, Refused
 from wire.messages import Contribution, ReleaseManifest
@@ -96,14 +96,14 @@ async def close(
 ) -> ReleaseManifest | None:
     """Combine one sealed round, sign and publish it; whoever publishes first wins, and both computed the same bytes. The
     release, None where another was first. Raises Diverged."""
-    run = await store.ledger.run(name)
+    run, since_us = await store.ledger.run(name), await store.ledger.now_us()
     parent = await store.ledger.release(name, sealed.base_version)
     accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)
-    by = publish.rules(run.spec, run.layout)
+    by = Rules.of(run.spec, run.layout)
     release = await asyncio.get_running_loop().run_in_executor(compute, _combine, by, parent, accepted, store)
     if who is not None:
         await who.sign(release.digest)
-    return release if await store.ledger.publish(name, sealed, release) else None
+    return release if await store.ledger.publish(name, sealed, release, since_us) else None
 
 
 async def hear_others(store: Store, changed: Bell, work: Bell) -> None:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import grpc
 
-from coordinator import publish
 from coordinator.bell import Bell
 from coordinator.events import Events, unheard
 from coordinator.guards import DEFAULTS, Guards, Limits
@@ -21,6 +20,7 @@ from coordinator.identities import Identities
 from coordinator.lobby import Lobby
 from coordinator.meter import Meter
 from coordinator.refusals import Refusals
+from coordinator.rules import Rules
 from coordinator.stores import Store
 from coordinator.threads import on
 from coordinator.uploads import Uploads
@@ -58,7 +58,7 @@ class Core:
         self.uploads = Uploads(store, self.guards, compute, disk)
         self.streams, self.downloads = asyncio.Semaphore(TRANSFERS), asyncio.Semaphore(TRANSFERS)
         self.draining = False
-        self._rules: dict[str, publish.Rules] = {}
+        self._rules: dict[str, Rules] = {}
 
     @property
     def identities(self) -> Identities:
@@ -73,10 +73,10 @@ class Core:
         self.work.ring()
         self.changed.ring()
 
-    async def rules(self, name: str) -> publish.Rules:
+    async def rules(self, name: str) -> Rules:
         if name not in self._rules:
             run = await self.store.ledger.run(name)
-            self._rules[name] = publish.rules(run.spec, run.layout)
+            self._rules[name] = Rules.of(run.spec, run.layout)
         return self._rules[name]
 
     async def blob(self, digest: str) -> memoryview:

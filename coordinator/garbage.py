@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 
-from coordinator.stores import Blobs, Store, uploads
+from coordinator.stores import Blobs, Store, deletions, uploads
 from wire.errors import Reason, Refused, UserError
 
 LEAST_GRACE_S = 300.0
-"""Longer than any request lies between its blob and the row that names it; a put again makes a blob new."""
+"""Longer than most requests lie between their blob and the row that names it; one that is slower has to put it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Swept:
 async def sweep(store: Store, grace_s: float, dry_run: bool) -> Swept:
     """Delete blobs that are older than `grace_s` and that no row names; coordinators may go on meanwhile.
 
-    The old ones are listed first and the rows read after: what a row names by then is spared, and what none names by
-    then, a request of now would have to put again, which makes it new. Raises UserError for a grace that is too short.
+    What is deleted is written down first, in the transaction that finds that no row names it: from then on none can, until
+    it is put again. Raises UserError for a grace that is too short.
     """
     if grace_s < LEAST_GRACE_S and not dry_run:
         raise UserError(f"--grace: at least {LEAST_GRACE_S:.0f}s, or an update under way could lose its bytes")
@@ -30,23 +31,28 @@ async def sweep(store: Store, grace_s: float, dry_run: bool) -> Swept:
         if not dry_run:
             await store.ledger.transact(uploads.forget_expired)
         old = await asyncio.to_thread(lambda: set(store.blobs.older(grace_s)))
-        growing = await store.ledger.look(lambda db, _: uploads.names(db))
-        unnamed = old - growing - await store.ledger.named_blobs()
-        return await asyncio.to_thread(_delete, store.blobs, unnamed, grace_s, dry_run)
+        unnamed = old - await store.ledger.look(lambda db, _: deletions.wanted(db))
+        if dry_run or not unnamed:
+            return await asyncio.to_thread(_swept, store.blobs, unnamed, False)
+        sweep = secrets.token_hex(8)
+        marked = await store.ledger.transact(lambda db, now_us: deletions.mark(db, unnamed, sweep, now_us))
+        swept = await asyncio.to_thread(_swept, store.blobs, marked, True)
+        await store.ledger.transact(lambda db, now_us: deletions.gone(db, sweep, now_us))
+        return swept
     finally:
         await store.ledger.close()
 
 
-def _delete(blobs: Blobs, unnamed: set[str], grace_s: float, dry_run: bool) -> Swept:
+def _swept(blobs: Blobs, unnamed: set[str], delete: bool) -> Swept:
     total = Swept()
-    for digest in unnamed & set(blobs.older(grace_s)):
+    for digest in unnamed:
         try:
             size = blobs.size(digest)
         except Refused as error:
             if error.reason is Reason.UNKNOWN_BLOB:  # another sweep was faster
                 continue
             raise
-        if not dry_run:
+        if delete:
             blobs.delete(digest)
         total = Swept(total.blobs + 1, total.bytes + size)
     return total

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 from coordinator.stores import Blobs
 from wire.contract import RETRY_AFTER_S
@@ -52,13 +52,63 @@ DEFAULTS = Limits()
 
 
 class Chunk(Protocol):
-    """A message of a stream that carries bytes."""
+    """What a message of a stream is read into."""
 
     @property
     def data(self) -> bytes: ...
 
 
+M = TypeVar("M")
 C = TypeVar("C", bound=Chunk)
+
+
+class Arriving(Generic[M, C]):
+    """What comes on a stream, as long as it comes fast enough: then STALLED. TOO_LARGE for a chunk that is too long.
+
+    Only the time that the sender takes is counted, not that in which this side is at work. Each message is read once, since
+    protobuf copies its bytes whenever they are asked for, and not kept.
+    """
+
+    def __init__(self, messages: AsyncIterator[M], read: Callable[[M], C], limits: Limits) -> None:
+        self._messages, self._read, self._limits = messages, read, limits
+        self._coming: asyncio.Task[C | None] | None = None
+        self._waited_s, self._received = 0.0, 0
+
+    async def soon(self, within_s: float) -> bool:
+        """Whether the next chunk, or the end, is there within so many seconds."""
+        clock_s = asyncio.get_running_loop().time
+        began = clock_s()
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._next())
+        await asyncio.wait([self._coming], timeout=within_s)
+        self._waited_s += clock_s() - began
+        return self._coming.done()
+
+    async def next(self) -> C | None:
+        """The next chunk, None at the end."""
+        if not await self.soon(self._limits.stall_s) or self._coming is None:
+            raise self._stalled()
+        coming, self._coming = self._coming, None
+        chunk = coming.result()
+        if chunk is None:
+            return None
+        if len(chunk.data) > self._limits.part_bytes:
+            raise PayloadError(Reason.TOO_LARGE, f"a part has at most {self._limits.part_bytes} bytes")
+        self._received += len(chunk.data)
+        if self._received < self._limits.least_bytes_per_s * (self._waited_s - self._limits.stall_s):
+            raise self._stalled()
+        return chunk
+
+    def close(self) -> None:
+        if self._coming is not None:
+            self._coming.cancel()
+
+    async def _next(self) -> C | None:
+        message = await anext(self._messages, None)
+        return None if message is None else self._read(message)
+
+    def _stalled(self) -> Refused:
+        return Refused(Reason.STALLED, "bytes come too slowly; go on from what is there")
 
 
 class Guards:
@@ -114,35 +164,14 @@ class Guards:
                 self.limits.full_retry_after_s,
             )
 
-    async def paced(self, chunks: AsyncIterator[C]) -> AsyncIterator[C]:
-        """What arrives, as long as it arrives fast enough: then STALLED. TOO_LARGE for a chunk that is too long.
-
-        Only the time that the sender takes is counted, not that in which this side is at work.
-        """
-        clock_s = asyncio.get_running_loop().time
-        waited_s, received = 0.0, 0
-        while True:
-            began = clock_s()
-            chunk = await self._within(chunks)
-            waited_s += clock_s() - began
-            if chunk is None:
-                return
-            if len(chunk.data) > self.limits.part_bytes:
-                raise PayloadError(Reason.TOO_LARGE, f"a part has at most {self.limits.part_bytes} bytes")
-            received += len(chunk.data)
-            if received < self.limits.least_bytes_per_s * (waited_s - self.limits.stall_s):
-                raise self._stalled()
-            yield chunk
-
-    async def _within(self, chunks: AsyncIterator[C]) -> C | None:
+    @contextlib.contextmanager
+    def arriving(self, messages: AsyncIterator[M], read: Callable[[M], C]) -> Iterator[Arriving[M, C]]:
+        """What comes on a stream, while the context is open."""
+        arriving = Arriving(messages, read, self.limits)
         try:
-            async with asyncio.timeout(self.limits.stall_s):
-                return await anext(chunks, None)
-        except TimeoutError as error:
-            raise self._stalled() from error
-
-    def _stalled(self) -> Refused:
-        return Refused(Reason.STALLED, "bytes come too slowly; go on from what is there")
+            yield arriving
+        finally:
+            arriving.close()
 
     def _busy(self, what: str) -> Refused:
         return Refused(Reason.BUSY, f"{what}; come again", self.limits.retry_after_s)

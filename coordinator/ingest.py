@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from coordinator.publish import Rules, vector
+from coordinator.publish import vector
+from coordinator.rules import Rules
 from wire import spec
 from wire.delta import Layout
 from wire.errors import PayloadError, Reason
@@ -21,16 +22,18 @@ def declared(contribution: Contribution, by: Rules) -> None:
         )
 
 
-def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules) -> None:
-    """Size and digest as declared, decodes under this run's codec and layout, finite, in range. Raises PayloadError."""
+def examine(contribution: Contribution, payload: bytes | memoryview, by: Rules, digest: str | None = None) -> None:
+    """Size and digest as declared, decodes under this run's codec and layout, finite, in range. Raises PayloadError.
+
+    `digest`: the payload's SHA-256, from a caller who has just computed it."""
     declared(contribution, by)
     if len(payload) != contribution.size:
         raise PayloadError(Reason.BAD_SIZE, f"{len(payload)} bytes arrived, {contribution.size} were declared")
-    if spec.bytes_digest(payload) != contribution.digest:
+    if (digest or spec.bytes_digest(payload)) != contribution.digest:
         raise PayloadError(Reason.BAD_DIGEST, "the payload does not have the declared SHA-256")
     update = by.read(payload)
     if by.codec is not None:
-        by.aggregator.check(by.vector(update, contribution.round, contribution.device))
+        by.check(update, contribution.round, contribution.device)
 
 
 def examine_adapter(data: memoryview, run: RunSpec, layout: Layout) -> None:

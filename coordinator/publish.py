@@ -11,119 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer, Sum
 from coordinator.aggregators.staleness import discount, fitted
+from coordinator.rules import Rules
 from coordinator.stores import Blobs
-from wire import scalars, spec, split
+from wire import spec
 from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout, Vector
-from wire.errors import Diverged, PayloadError, Reason, Refused, SpecError, StoreError
+from wire.errors import Diverged, PayloadError, Reason, Refused, StoreError
 from wire.messages import Contribution, ReleaseManifest, Share
+from wire.portions import Part, Portion
 from wire.prng import Strand, Units
-from wire.run_spec import RunSpec, check_mode
-from wire.scalars import Directions, Scalars, Step, Trajectory
-from wire.split import Split
-
-Update = Delta | Scalars | Split
-"""The forms of an update, by who made it: with gradients, without, or with gradients for some layers."""
-
+from wire.run_spec import RunSpec
+from wire.scalars import Scalars, Step, Trajectory
 
 Stored = bytes | memoryview
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What a run's spec says of combining, built once. `codec` is None for a run that admits scalars alone, `downlink` for one
-    whose releases travel as whole adapters or as steps."""
-
-    spec: RunSpec
-    layout: Layout
-    codec: Chain | None
-    aggregator: Aggregator
-    optimizer: ServerOptimizer
-    downlink: Chain | None = None
-
-    @property
-    def directions(self) -> Directions | None:
-        return self.spec.directions
-
-    def max_bytes(self) -> int:
-        """The longest payload of any form."""
-        if self.codec and self.directions:
-            return split.max_bytes(self.codec, self.directions, self.layout)
-        return self.codec.max_bytes(self.layout) if self.codec else self.along().max_bytes()
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """The length of a release that is sent whole: the adapter, and what else there is to walk on from it."""
-        return (8 if self.directions and self.directions.curvature else 4) * self.layout.size
-
-    def leads(self, held: int, version: int) -> bool:
-        """Whether a device that holds release `held` can be given what was added since instead of release `version` whole."""
-        if self.spec.downlink is not None:
-            return 0 <= version - held <= self.spec.downlink.longest_chain
-        return self.codec is None and held <= version
-
-    def along(self) -> Directions:
-        """The directions of a run that admits scalars."""
-        assert self.directions is not None, "who asks has seen scalars, or a run without a codec"
-        return self.directions
-
-    def read(self, payload: bytes | memoryview) -> Update:
-        """A payload of a form that this run admits. Total: raises PayloadError for everything else."""
-        if split.is_split(payload) and self.codec and self.directions:
-            return split.decode(payload, self.codec, self.directions, self.layout)
-        if scalars.is_scalars(payload):
-            if self.directions is None:
-                raise PayloadError(Reason.WRONG_CODEC, "this run admits no updates in scalars")
-            return scalars.decode(payload, self.directions, self.layout)
-        if self.codec is None:
-            raise PayloadError(Reason.WRONG_CODEC, "this run admits updates in scalars alone")
-        return self.codec.decode(payload, self.layout)
-
-    def added(self, payload: memoryview, weight: int, total: Sum) -> bool:
-        """Add a delta without a whole vector in between. False, and nothing added, for other forms and where its codec cannot."""
-        if self.codec is None or split.is_split(payload) or scalars.is_scalars(payload):
-            return False
-        return total.add_coded(self.codec, payload, self.layout, weight)
-
-    def vector(self, update: Update, number: int, device: str) -> Vector:
-        """What an update adds to the adapter, float32 [layout.size]: a delta as it is, scalars replayed along the directions
-        that `device` was given in round `number`."""
-        if isinstance(update, Delta):
-            return update.vector
-        key = self.along().key(self.spec.seed, number, device)
-        if isinstance(update, Split):
-            return update.vector(key, number - 1)
-        zero = np.zeros(self.layout.size, np.float32)
-        start = Trajectory.start(update.directions, self.layout, zero, number - 1)
-        return start.delta(Step(((key, update.units),)))
-
-    def noise(self, update: Update) -> float:
-        """The variance of an update's direction relative to the gradient's square: (d - 1) / M for M scalars in d
-        dimensions, 0 for a delta, whose sampling noise all devices share. A split update has that of its scalars, by their
-        share of the entries: as if each entry had the same part of the gradient."""
-        if isinstance(update, Delta):
-            return 0.0
-        if isinstance(update, Split):
-            lower = update.layout.below(update.below).size
-            return (lower - 1) / update.scalars.directions.count * lower / self.layout.size
-        return (self.layout.size - 1) / update.directions.count
-
-
-def rules(run: RunSpec, layout: Layout) -> Rules:
-    """Raises SpecError for a row that is not in its table, or rows that do not go together."""
-    aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
-    optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
-    made = Rules(run, layout, run.chain(), aggregator, optimizer, run.downlink.chain() if run.downlink else None)
-    check_mode(run)
-    if made.codec is None and made.downlink:
-        raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
-    if made.codec is None and spec.plain(optimizer) != {"id": "average", "learning_rate": 1.0}:
-        raise SpecError("server_optimizer: a run of scalars alone needs average with a learning_rate of 1")
-    if made.codec and made.directions and (made.directions.drawn == "pool" or made.directions.curvature):
-        raise SpecError("a run that takes deltas too needs scalars with neither pool nor curvature: not kseed or hiso")
-    return made
 
 
 def initial(run: RunSpec, layout: Layout, adapter_digest: str) -> ReleaseManifest:
@@ -144,12 +45,14 @@ def combine(
 ) -> Made:
     """The next release. `accepted` may come in any order; a coded `delta` that is given is taken for what the downlink would
     encode. Raises StoreError for a blob that is missing or damaged, Diverged for an adapter that would not be finite."""
-    shares = _shares(by, sorted(accepted, key=lambda c: c.device), blobs)
+    shares = shares_of(by, accepted, blobs)
     return _step(by, parent, shares, blobs) if by.codec is None else _adapter(by, parent, shares, blobs, delta)
 
 
-def _shares(by: Rules, accepted: list[Contribution], blobs: Blobs) -> tuple[Share, ...]:
-    """What each contribution counts, by the rules and, in a buffer, by what the ledger said of it as it came in."""
+def shares_of(by: Rules, accepted: Iterable[Contribution], blobs: Blobs) -> tuple[Share, ...]:
+    """What each contribution counts, in the order of the devices: by the rules and, in a buffer, by what the ledger said of it
+    as it came in."""
+    accepted = sorted(accepted, key=lambda c: c.device)
     weights = [by.aggregator.weight(c, _noise(by, c, blobs)) for c in accepted]
     if by.spec.cohort.mode != "async":
         return tuple(Share(c.device, c.digest, weight) for c, weight in zip(accepted, weights, strict=True))
@@ -165,13 +68,13 @@ def _origin(share: Share, number: int) -> int:
 
 
 def _noise(by: Rules, contribution: Contribution, blobs: Blobs) -> float:
-    return by.noise(by.read(_stored(blobs, contribution.digest))) if by.directions else 0.0
+    return by.noise(by.read(stored(blobs, contribution.digest))) if by.directions else 0.0
 
 
 def _adapter(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs, delta: Stored | None) -> Made:
     adapter, state = _previous(by, parent, blobs)
     with np.errstate(over="ignore", invalid="ignore"):  # looked at as a whole
-        step, state = by.optimizer.step(fold(by, shares, parent.version + 1, blobs), state)
+        step, state = by.optimizer.step(fold(by, shares, parent.version + 1, adapter, blobs), state)
     _check_finite(step, parent)
     coded: dict[str, Stored] = {}
     if by.downlink is not None:
@@ -203,9 +106,10 @@ def _coded(
     uncoded. The codec begins anew each time, so that nothing is owed twice, in its own memory and here.
     """
     assert by.spec.downlink is not None, "where the codec is from"
-    decay, residual = np.float32(by.spec.downlink.decay), _vector(blobs, parent.residual, by.layout.size)
+    decay, residual = np.float32(by.spec.downlink.decay), stored_vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
-    payload = codec.encode(Delta(by.layout, owed), codec.init(by.layout))[0] if delta is None else delta
+    encoder = by.spec.encoder(codec, parent.version + 1)
+    payload = encoder.encode(Delta(by.layout, owed), encoder.init(by.layout))[0] if delta is None else delta
     sent = _sent(codec, payload, by.layout) if delta is None else codec.decode(payload, by.layout).vector
     return sent, {"delta": payload, "residual": as_bytes(owed - sent)}
 
@@ -239,14 +143,21 @@ def _following(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...]) ->
     )
 
 
-def fold(by: Rules, shares: tuple[Share, ...], number: int, blobs: Blobs) -> Vector:
-    """The mean delta, float32 [layout.size]: one update in memory at a time."""
-    total = by.aggregator.start(by.layout.size)
+def fold(by: Rules, shares: tuple[Share, ...], number: int, adapter: Vector, blobs: Blobs) -> Vector:
+    """The mean delta, float32 [layout.size]: one update in memory at a time, unless the aggregator needs them all."""
+    total = by.aggregator.start(by.layout, adapter)
     for share in shares:
-        payload = _stored(blobs, share.digest)
+        payload = stored(blobs, share.digest)
         if not by.added(payload, share.weight, total):
-            total.add(by.vector(by.read(payload), _origin(share, number), share.device), share.weight)
+            total.add(*opened(by, share, payload, number))
     return total.mean()
+
+
+def opened(by: Rules, share: Share, payload: Stored, number: int) -> tuple[Vector, int, Portion | None]:
+    """What an update adds to the adapter, float32 [layout.size], what it counts, and the part of the layout that it is of."""
+    update = by.read(payload)
+    portion = update.portion if isinstance(update, Part) else None
+    return by.vector(update, _origin(share, number), share.device), share.weight, portion
 
 
 def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blobs: Blobs) -> Step:
@@ -259,13 +170,13 @@ def mean_step(by: Rules, parent: ReleaseManifest, shares: tuple[Share, ...], blo
         return Step(tuple((key, _rounded(units, whole)) for key, units in zip(keys, weighted, strict=True)))
     mean = _rounded(_sum(weighted, directions.count), whole)
     if directions.drawn == "pool" and parent.step is not None:
-        mean = mean + Step.parse(_stored(blobs, parent.step), directions).strands[0][1]
+        mean = mean + Step.parse(stored(blobs, parent.step), directions).strands[0][1]
     strand: Strand = (directions.key(by.spec.seed, number, ""), mean)
     return Step((strand,))
 
 
 def _units(by: Rules, share: Share, blobs: Blobs) -> Units:
-    update = by.read(_stored(blobs, share.digest))
+    update = by.read(stored(blobs, share.digest))
     assert isinstance(update, Scalars), "a run without a codec reads scalars"
     return update.units
 
@@ -294,16 +205,16 @@ def replayed(by: Rules, initial_adapter: Vector, steps: Sequence[memoryview]) ->
 def _previous(by: Rules, parent: ReleaseManifest, blobs: Blobs) -> tuple[Vector, Vector]:
     if parent.adapter is None:
         raise StoreError(f"release {parent.version} of {parent.run!r} names no adapter")
-    adapter = _vector(blobs, parent.adapter, by.layout.size)
-    return adapter, _vector(blobs, parent.optimizer_state, by.optimizer.state_size(by.layout.size))
+    adapter = stored_vector(blobs, parent.adapter, by.layout.size)
+    return adapter, stored_vector(blobs, parent.optimizer_state, by.optimizer.state_size(by.layout.size))
 
 
-def _vector(blobs: Blobs, digest: str | None, size: int) -> Vector:
+def stored_vector(blobs: Blobs, digest: str | None, size: int) -> Vector:
     """A stored vector, float32 [size]; zeros where a release names none."""
-    return np.zeros(size, np.float32) if digest is None else vector(_stored(blobs, digest), size)
+    return np.zeros(size, np.float32) if digest is None else vector(stored(blobs, digest), size)
 
 
-def _stored(blobs: Blobs, digest: str) -> memoryview:
+def stored(blobs: Blobs, digest: str) -> memoryview:
     try:
         return blobs.get(digest)
     except Refused as error:

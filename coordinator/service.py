@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -10,9 +11,11 @@ import grpc
 
 from coordinator import ingest, publish
 from coordinator.core import POLL_S, Core, answered, streamed
-from coordinator.guards import turn
-from coordinator.stores import Ask
+from coordinator.guards import Arriving, turn
+from coordinator.rules import Rules
+from coordinator.stores import Ask, updates
 from coordinator.threads import on
+from coordinator.uploads import Part
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
@@ -93,7 +96,7 @@ class Federation(pb_grpc.FederationServicer):
         first, links = await self._first(release.run), await self._links(by, release, 0)
         return await on(self._core.compute, self._snapshot, by, first, links), []
 
-    async def _links(self, by: publish.Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
+    async def _links(self, by: Rules, release: ReleaseManifest, after: int) -> list[memoryview]:
         """The steps or coded deltas that lead from version `after` to `release`; of a pool the newest holds all steps."""
         pool = by.codec is None and by.along().drawn == "pool"
         versions = range(max(release.version, 1) if pool else after + 1, release.version + 1)
@@ -104,7 +107,7 @@ class Federation(pb_grpc.FederationServicer):
         first = await self._store.ledger.release(run, 0)
         return await self._core.blob(first.adapter or "")
 
-    def _snapshot(self, by: publish.Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
+    def _snapshot(self, by: Rules, first: memoryview, steps: list[memoryview]) -> memoryview:
         state = publish.replayed(by, publish.vector(first, by.layout.size), steps)
         parts = [state.adapter] if state.curvature is None else [state.adapter, state.curvature]
         return memoryview(b"".join(publish.as_bytes(part) for part in parts))
@@ -136,19 +139,17 @@ class Federation(pb_grpc.FederationServicer):
             raise PayloadError(Reason.BAD_REQUEST, "an evaluation has nothing to upload")
         ingest.declared(mine, await self._core.rules(mine.run))
         upload = await self._core.uploads.create(mine)
-        return pb.UploadState(upload=upload.id, offset=upload.received)
+        return pb.UploadState(upload=upload.id, offset=upload.received, crc32=True)
 
     @answered
     async def AppendUpload(
         self, parts: AsyncIterator[pb.UploadPart], context: grpc.aio.ServicerContext
     ) -> pb.UploadState:
-        state = None
-        with self._core.guards.stream():
-            async for part in self._core.guards.paced(parts):
-                state = pb.UploadState(upload=part.upload, offset=await self._core.uploads.append(part))
-        if state is None:
+        with self._core.guards.stream(), self._core.guards.arriving(parts, Part.from_proto) as arriving:
+            upload = await self._core.uploads.receive(arriving)
+        if upload is None:
             raise PayloadError(Reason.BAD_REQUEST, "a stream without a part")
-        return state
+        return pb.UploadState(upload=upload.id, offset=upload.received)
 
     async def _taken(self, message: pb.Contribution, work: Callable[[Contribution], Awaitable[T]]) -> T:
         """Do what is asked with a contribution. A refusal is counted; what can never be counted leaves nothing behind."""
@@ -168,7 +169,10 @@ class Federation(pb_grpc.FederationServicer):
 
     async def _receive(self, contribution: Contribution, payload: bytes | None) -> Receipt:
         """Check, make the bytes durable, then the row that names them; only then is there a receipt."""
-        if receipt := await self._store.ledger.check(contribution):
+        receipt, since_us = await self._store.ledger.look(
+            lambda db, now_us: (updates.check(db, contribution, now_us), now_us)
+        )
+        if receipt:
             return receipt
         if contribution.digest:
             by = await self._core.rules(contribution.run)
@@ -178,7 +182,7 @@ class Federation(pb_grpc.FederationServicer):
             else:
                 await on(self._core.compute, ingest.examine, contribution, payload, by)
                 await on(self._core.disk, self._put, payload)
-        receipt = await self._store.ledger.accept(contribution)
+        receipt = await self._store.ledger.accept(contribution, since_us)
         self._core.meter.accepts += 1
         if contribution.digest and payload is None:
             await self._core.uploads.forget(contribution)
@@ -191,20 +195,20 @@ class Federation(pb_grpc.FederationServicer):
     @answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
         async with self._core.streams:
-            arriving = self._core.guards.paced(chunks)
-            first = await anext(arriving, None)
-            if first is None or not run_spec.DIGEST.fullmatch(first.digest):
-                raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
-            if not 0 < first.size <= 4 * MAX_PARAMETERS:
-                raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {first.size}")
-            await on(self._core.disk, self._core.guards.room, first.size)
-            return pb.UploadReply(digest=await self._store_chunks(first, arriving))
+            with self._core.guards.arriving(chunks, Chunk.from_proto) as arriving:
+                return pb.UploadReply(digest=await self._store_chunks(arriving))
 
-    async def _store_chunks(self, first: pb.UploadChunk, chunks: AsyncIterator[pb.UploadChunk]) -> str:
-        with self._store.blobs.writer(first.digest, first.size) as writer:
-            await on(self._core.disk, writer.write, first.data)
-            async for chunk in chunks:
+    async def _store_chunks(self, arriving: Arriving[pb.UploadChunk, Chunk]) -> str:
+        chunk = await arriving.next()
+        if chunk is None or not run_spec.DIGEST.fullmatch(chunk.digest):
+            raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
+        if not 0 < chunk.size <= 4 * MAX_PARAMETERS:
+            raise PayloadError(Reason.TOO_LARGE, f"an upload has 1 to {4 * MAX_PARAMETERS} bytes, not {chunk.size}")
+        await on(self._core.disk, self._core.guards.room, chunk.size)
+        with self._store.blobs.writer(chunk.digest, chunk.size) as writer:
+            while chunk is not None:
                 await on(self._core.disk, writer.write, chunk.data)
+                chunk = await arriving.next()
             return await on(self._core.disk, writer.commit)
 
     @answered
@@ -213,6 +217,19 @@ class Federation(pb_grpc.FederationServicer):
         self._core.work.ring()
         self._core.changed.ring()
         return pb.LeaveReply()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Bytes of a stream; its first says of the whole its digest and size."""
+
+    digest: str
+    size: int
+    data: bytes
+
+    @classmethod
+    def from_proto(cls, message: pb.UploadChunk) -> Chunk:
+        return cls(message.digest, message.size, message.data)
 
 
 def _check_device(device: str) -> None:

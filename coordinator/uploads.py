@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import re
 import secrets
+import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from concurrent.futures import Executor
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 from coordinator import ingest
-from coordinator.guards import Guards
-from coordinator.publish import Rules
+from coordinator.guards import Arriving, Guards, turn
+from coordinator.rules import Rules
 from coordinator.stores import Blobs, Growing, Store, uploads
+from coordinator.stores.connection import Connection
 from coordinator.stores.uploads import Upload
 from coordinator.threads import on
+from protos.v1 import federation_pb2 as pb
 from wire import spec
 from wire.errors import EdgetuneError, Reason, Refused
 from wire.messages import Contribution
@@ -36,23 +41,79 @@ HEADING_BYTES = 24
 """Before the bytes of a part that is a blob: the upload's 16 bytes, then the offset, little-endian."""
 
 
-class Part(Protocol):
-    """A part as it came: `protos.v1` UploadPart."""
+PLACES = 8
+"""Streams of parts read at once; of each other one part at most is in memory, and the rest waits in HTTP/2 flow control."""
+TURN_S = 5.0
+"""How long a stream is read before others need not wait for it any longer."""
+STRETCH_BYTES, STRETCH_S = 4 << 20, 1.0
+"""What a coordinator receives of an upload, and for how long, before it makes that durable: its end costs a sender no more."""
+PAUSE_S = 0.2
+"""Nor does a coordinator wait longer for the next part before it does so."""
+Sha = Any
+"""What `hashlib.sha256()` gives: `hashlib` names no type."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Bytes that begin at `offset` of an upload, with their check as the device said it: CRC-32, or SHA-256."""
+
+    upload: str
+    device: str
+    offset: int
+    check: int | str
+    data: bytes
+
+    @classmethod
+    def from_proto(cls, message: pb.UploadPart) -> Part:
+        check = message.crc32 if message.HasField("crc32") else message.digest
+        return cls(message.upload, message.device, message.offset, check, message.data)
+
+    def is_intact(self) -> bool:
+        return self.check == (zlib.crc32(self.data) if isinstance(self.check, int) else spec.bytes_digest(self.data))
+
+
+Parts = Arriving[pb.UploadPart, Part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """An upload as this process left it, and the SHA-256 of its bytes so far if all of them came through this process. They
+    stay as they are: whoever adds to an upload begins where the ledger says that it ends."""
+
+    upload: Upload
+    sha: Sha | None
+
+
+class Stretch:
+    """Parts that come one right after the other and are named together: in a blob that grows all that come soon, elsewhere one
+    alone. For one caller, who holds the blob."""
+
+    def __init__(self, upload: Upload, blob: Growing | None, sha: Sha | None) -> None:
+        self.upload, self.size, self.kept = upload, 0, uploads.GROWN
+        self.blob = blob if blob is not None and blob.size() >= upload.received else None
+        self.sha = sha.copy() if sha is not None else None
+        self._until_s = time.monotonic() + STRETCH_S
 
     @property
-    def upload(self) -> str: ...
+    def end(self) -> int:
+        return self.upload.received + self.size
 
-    @property
-    def device(self) -> str: ...
+    def takes(self, part: Part) -> bool:
+        """Whether it goes on with `part`. Raises Refused for one of this upload that does not begin where it ends."""
+        if self.size and self._full(part):
+            return False
+        if part.offset != self.end:
+            raise uploads.wrong_offset((self.end,))
+        return True
 
-    @property
-    def offset(self) -> int: ...
+    def _full(self, part: Part) -> bool:
+        other = (part.upload, part.device) != (self.upload.id, self.upload.device)
+        return other or self.blob is None or self.size >= STRETCH_BYTES or time.monotonic() > self._until_s
 
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def data(self) -> bytes: ...
+    def grew(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.sha is not None:
+            self.sha.update(data)
 
 
 class Uploads:
@@ -62,33 +123,68 @@ class Uploads:
         self._store, self._guards, self._compute, self._disk = store, guards, compute, disk
         self._limits = guards.limits
         self._keep_us = int(guards.limits.keep_s * 1e6)
-        self._left = dict[str, Upload]()
+        self._left = dict[str, Left]()
+        self._places = asyncio.Semaphore(PLACES)
+        self._under_way = dict[str, asyncio.Event]()
 
     async def create(self, mine: Contribution) -> Upload:
         """The upload of a checked contribution, new or as far as it has come. DISK_FULL, TOO_MANY_UPLOADS."""
         await on(self._disk, self._guards.room, mine.size)
         fresh, most, most_bytes = secrets.token_hex(16), self._limits.device_uploads, self._limits.device_bytes
-        upload = await self._store.ledger.transact(
-            lambda db, now_us: uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
-        )
+
+        def begin(db: Connection, now_us: int) -> Upload:
+            return uploads.create(db, mine, fresh, most, most_bytes, self._keep_us, now_us)
+
+        upload = await self._store.ledger.transact(begin)
+        if over := self._under_way.get(upload.id):  # its stream broke, and what came on that is being made durable
+            await over.wait()
+            upload = await self._store.ledger.transact(begin)
         if upload.received == 0:
             await on(self._disk, self._store.blobs.grow, upload.id)
-            self._leave(upload)
+            self._leave(upload, hashlib.sha256())
         return upload
 
-    async def append(self, part: Part) -> int:
-        """Make a part durable; where the upload ends now. WRONG_OFFSET and BAD_CHUNK change nothing; one that
-        can no longer count ends here: ROUND_CLOSED, STALE_RELEASE."""
-        size = len(part.data)
-        with self._guards.in_flight(size), self._guards.part_of(part.device):
-            async with self._held(part.upload) as blob:
-                upload = self._as_left(part, blob) or await self._find(part)
-                if part.offset != upload.received:
-                    raise uploads.wrong_offset((upload.received,))
-                if not 0 < size <= upload.size - part.offset:
-                    raise Refused(Reason.BAD_SIZE, f"{upload.size - part.offset} bytes are to come, not {size}")
-                kept = await on(self._disk, self._keep, upload, part, blob)
-                return await self._name(part, kept, upload)
+    async def receive(self, arriving: Parts) -> Upload | None:
+        """Make the parts of a stream durable; their upload as far as it is then, None if there were none. WRONG_OFFSET and
+        BAD_CHUNK change nothing, and what came before is durable; an upload that can no longer count ends here: ROUND_CLOSED,
+        STALE_RELEASE.
+
+        The first part, and one after a pause, is waited for outside of the places: who is slow takes none.
+        """
+        upload: Upload | None = None
+        while (part := await arriving.next()) is not None:
+            async with turn(self._places, TURN_S):
+                following: Part | None = part
+                while following is not None:
+                    upload, following = await self._stretch(following, arriving)
+        return upload
+
+    async def append(self, message: pb.UploadPart) -> int:
+        """As `receive`, of one part; where the upload ends now."""
+
+        async def alone() -> AsyncIterator[pb.UploadPart]:
+            yield message
+
+        with self._guards.arriving(alone(), Part.from_proto) as arriving:
+            upload = await self.receive(arriving)
+        assert upload is not None
+        return upload.received
+
+    async def _stretch(self, part: Part, arriving: Parts) -> tuple[Upload, Part | None]:
+        """Parts that come one right after the other, and are named together; the part after them, if that has come."""
+        with self._guards.part_of(part.device):
+            async with self._held(part.upload) as blob, self._waited_for(part.upload):
+                left = self._as_left(part, blob) or await self._find(part)
+                stretch = Stretch(left.upload, blob, left.sha)
+                following: Part | None = part
+                try:
+                    while following is not None and stretch.takes(following):
+                        with self._guards.in_flight(len(following.data)):
+                            await on(self._disk, self._keep, stretch, following)
+                        following = await arriving.next() if await arriving.soon(PAUSE_S) else None
+                finally:
+                    upload = await self._name(stretch)
+                return upload, following
 
     @contextlib.asynccontextmanager
     async def _held(self, upload: str) -> AsyncIterator[Growing | None]:
@@ -99,33 +195,50 @@ class Uploads:
         with contextlib.ExitStack() as held:
             yield await on(self._disk, held.enter_context, self._store.blobs.growing(upload))
 
-    def _as_left(self, part: Part, blob: Growing | None) -> Upload | None:
-        """The upload, without asking the ledger: if this process added to it last, nobody has since, or its blob were longer."""
-        upload = self._left.get(part.upload)
-        if upload is None or blob is None or part.device != upload.device:
-            return None
-        return upload if blob.size() == upload.received == part.offset else None
+    @contextlib.asynccontextmanager
+    async def _waited_for(self, upload: str) -> AsyncIterator[None]:
+        """While a stretch is under way. In S3 there may be several of an upload, and the first to end is as good."""
+        over = self._under_way.setdefault(upload, asyncio.Event())
+        try:
+            yield
+        finally:
+            self._under_way.pop(upload, None)
+            over.set()
 
-    def _leave(self, upload: Upload) -> None:
+    def _as_left(self, part: Part, blob: Growing | None) -> Left | None:
+        """The upload, without asking the ledger: if this process added to it last, nobody has since, or its blob were longer."""
+        left = self._left.get(part.upload)
+        if left is None or blob is None or part.device != left.upload.device:
+            return None
+        return left if blob.size() == left.upload.received == part.offset else None
+
+    def _leave(self, upload: Upload, sha: Sha | None) -> None:
         self._left.pop(upload.id, None)
-        if upload.received < upload.size:
-            self._left[upload.id] = upload
+        self._left[upload.id] = Left(upload, sha)
         if len(self._left) > REMEMBERED:
             del self._left[next(iter(self._left))]
 
-    async def _find(self, part: Part) -> Upload:
+    async def _find(self, part: Part) -> Left:
         named = (part.upload, part.device)
-        return await self._in_time(
+        upload = await self._in_time(
             part.upload, self._store.ledger.look(lambda db, now_us: uploads.find(db, *named, now_us))
         )
+        return Left(upload, None if upload.received else hashlib.sha256())
 
-    async def _name(self, part: Part, kept: str, upload: Upload) -> int:
-        named = (upload.id, part.offset, len(part.data), kept, self._keep_us)
+    async def _name(self, stretch: Stretch) -> Upload:
+        """Make a stretch durable, then the end of its upload."""
+        upload, size = stretch.upload, stretch.size
+        if not size:
+            return upload
+        if stretch.blob is not None:
+            await on(self._disk, stretch.blob.sync)
+        named = (upload.id, upload.received, size, stretch.kept, self._keep_us)
         end = await self._in_time(
             upload.id, self._store.ledger.transact(lambda db, now_us: uploads.append(db, *named, now_us))
         )
-        self._leave(dataclasses.replace(upload, received=end))
-        return end
+        upload = dataclasses.replace(upload, received=end)
+        self._leave(upload, stretch.sha)
+        return upload
 
     async def _in_time(self, name: str, answer: Awaitable[T]) -> T:
         """What the ledger answers of an upload. One that comes too late to count ends here."""
@@ -138,18 +251,22 @@ class Uploads:
                 await on(self._disk, delete, self._store.blobs, unnamed)
             raise
 
-    def _keep(self, upload: Upload, part: Part, blob: Growing | None) -> str:
-        """The only place that copies the bytes out of their message: as many copies at once as there are disk threads. What the
-        part's row is to name."""
+    def _keep(self, stretch: Stretch, part: Part) -> None:
         data = part.data
-        if spec.bytes_digest(data) != part.digest:
-            raise Refused(Reason.BAD_CHUNK, "a part was damaged on its way", offset=upload.received)
+        if not 0 < len(data) <= stretch.upload.size - part.offset:
+            raise Refused(Reason.BAD_SIZE, f"{stretch.upload.size - part.offset} bytes are to come, not {len(data)}")
+        if not part.is_intact():
+            raise Refused(Reason.BAD_CHUNK, "a part was damaged on its way", offset=stretch.end)
         self._guards.room(len(data))
-        if blob is not None and blob.size() >= part.offset:
-            blob.write(part.offset, data)
-            return uploads.GROWN
+        if stretch.blob is not None:
+            stretch.blob.write(part.offset, data)
+        else:
+            stretch.kept = self._as_blob(stretch, data)
+        stretch.grew(data)
+
+    def _as_blob(self, stretch: Stretch, data: bytes) -> str:
         with self._store.blobs.writer(None, HEADING_BYTES + len(data)) as writer:
-            writer.write(bytes.fromhex(upload.id) + upload.received.to_bytes(8, "little"))
+            writer.write(bytes.fromhex(stretch.upload.id) + stretch.end.to_bytes(8, "little"))
             writer.write(data)
             return writer.commit()
 
@@ -175,13 +292,18 @@ class Uploads:
             await on(self._disk, self._join, mine, parts)
             return await self._examine(mine, mine.digest, by)
         async with self._held(upload.id) as blob:
-            await self._examine(mine, upload.id, by)
+            await self._examine(mine, upload.id, by, self._digest(upload))
             if blob is not None:  # else `get` has refused it
                 await on(self._disk, blob.finish, mine.digest)
 
-    async def _examine(self, mine: Contribution, name: str, by: Rules) -> None:
+    def _digest(self, upload: Upload) -> str | None:
+        """The SHA-256 of an upload that is whole, if all of it came through this process."""
+        left = self._left.pop(upload.id, None)
+        return left.sha.hexdigest() if left and left.sha and left.upload.received == upload.size else None
+
+    async def _examine(self, mine: Contribution, name: str, by: Rules, digest: str | None = None) -> None:
         """Mapped only while it is looked at: memory does not grow with those that wait."""
-        await on(self._compute, lambda: ingest.examine(mine, self._store.blobs.get(name), by))
+        await on(self._compute, lambda: ingest.examine(mine, self._store.blobs.get(name), by, digest))
 
     def _join(self, mine: Contribution, parts: list[str]) -> None:
         self._guards.room(mine.size)

@@ -1,4 +1,4 @@
-"""`edgetune run verify`: compute every release of a run again from stored updates, bit for bit, and check the chain."""
+"""`edgetune run verify`: compute every release of a run again from stored updates, and check the chain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from coordinator import publish
-from coordinator.stores import Store, devices
+from coordinator.exactness import aggregation_error
+from coordinator.rules import Rules
+from coordinator.stores import Blobs, Store, devices
 from coordinator.stores.connection import Connection
+from coordinator.tolerance import TOLERANCE, agrees
 from wire import certificates, spec
 from wire.errors import EdgetuneError, Reason, Refused, StoreError
 from wire.messages import Contribution, ReleaseManifest
@@ -20,9 +23,12 @@ from wire.messages import Contribution, ReleaseManifest
 class Checked:
     """The verdict on one release; `fault` is None if it is what its contributions make, and signed if it should be.
 
-    All is computed again bit for bit. Only a coded delta may be another than this machine's encoder makes (`coded_here` is
-    False then) if it sends as much and all else follows from it: an encoder may choose by a logarithm that machines round
-    differently, and zstd's bytes depend on its version.
+    All is computed again bit for bit, with two exceptions. A coded delta may be another than this machine's encoder makes
+    (`coded_here` is False then) if it sends as much and all else follows from it: an encoder may choose by a logarithm that
+    machines round differently, and zstd's bytes depend on its version. And what an aggregator makes that is not `bitwise`
+    may differ in its last bits (`same_bits` is False then): see `tolerance.agrees`.
+
+    `aggregation_error` says how exact the aggregate is (`exactness.aggregation_error`).
     """
 
     version: int
@@ -31,6 +37,20 @@ class Checked:
     fault: str | None
     signed: bool = False
     coded_here: bool = True
+    same_bits: bool = True
+    aggregation_error: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        if self.fault is not None:
+            return self.fault
+        said = {
+            "ok": True,
+            "its delta was coded otherwise than this machine would": not self.coded_here,
+            f"agrees to {TOLERANCE:g}, not bit for bit": not self.same_bits,
+            f"aggregation error {self.aggregation_error or 0:.1e}": self.aggregation_error is not None,
+        }
+        return "; ".join(part for part, so in said.items() if so)
 
 
 SLACK = 1.01
@@ -41,7 +61,7 @@ async def verify(store: Store, name: str, release_key: str | None = None) -> lis
     """One verdict a release, oldest first. With a release key, every release of a run that has any signature must have that
     key's; without one, signatures are not looked at. Raises Refused(UNKNOWN_RUN)."""
     run = await store.ledger.run(name)
-    by = publish.rules(run.spec, run.layout)
+    by = Rules.of(run.spec, run.layout)
     newest = (await store.ledger.release(name, None)).version
     releases = [await store.ledger.release(name, version) for version in range(newest + 1)]
     verdicts = [_check_initial(by, releases[0], store)]
@@ -74,49 +94,69 @@ async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[C
     return await store.ledger.contributions(name, release.version, attempt)
 
 
-def _check_initial(by: publish.Rules, release: ReleaseManifest, store: Store) -> Checked:
+def _check_initial(by: Rules, release: ReleaseManifest, store: Store) -> Checked:
     expected = publish.initial(by.spec, by.layout, release.adapter or "")
     fault = None if release == expected else "release 0 is not the one this run was created with"
     return Checked(0, release.digest, 0, fault or _damage(release.blobs, store))
 
 
 def _check(
-    by: publish.Rules,
+    by: Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
     accepted: list[Contribution],
     store: Store,
 ) -> Checked:
-    fault, coded_here = _difference(by, parent, release, accepted, store)
+    verdict = Checked(release.version, release.digest, len(accepted), None)
+    try:
+        verdict = _compared(verdict, by, parent, release, accepted, store.blobs)
+        error = aggregation_error(by, parent, accepted, store.blobs) if verdict.fault is None else None
+    except EdgetuneError as wrong:
+        if isinstance(wrong, Refused) and wrong.reason is Reason.BUSY:
+            raise  # a store that does not answer says nothing of the release
+        return dataclasses.replace(verdict, fault=str(wrong))
     named = (*release.blobs, *(contribution.digest for contribution in accepted))
-    fault = fault or _damage(named, store)
-    return Checked(release.version, release.digest, len(accepted), fault, coded_here=coded_here)
+    return dataclasses.replace(verdict, fault=verdict.fault or _damage(named, store), aggregation_error=error)
 
 
-def _difference(
-    by: publish.Rules,
+def _compared(
+    verdict: Checked,
+    by: Rules,
     parent: ReleaseManifest,
     release: ReleaseManifest,
     accepted: list[Contribution],
-    store: Store,
-) -> tuple[str | None, bool]:
-    """What is wrong with a release, and whether this machine codes its very delta."""
-    try:
-        again = publish.combine(by, parent, accepted, store.blobs)
-        if again.release == release:
-            return None, True
-        if release.delta and by.downlink:
-            given = publish.combine(by, parent, accepted, store.blobs, store.blobs.get(release.delta))
-            if given.release == release:
-                good = _unsent(given) <= SLACK * _unsent(again)
-                return None if good else "its delta sends less of the sum than the downlink's codec does", False
-    except EdgetuneError as error:
-        if isinstance(error, Refused) and error.reason is Reason.BUSY:
-            raise  # a store that does not answer says nothing of the release
-        return str(error), True
-    made = again.release
-    fields = [f.name for f in dataclasses.fields(release) if getattr(made, f.name) != getattr(release, f.name)]
-    return f"computed again, it differs in {', '.join(fields)}", True
+    blobs: Blobs,
+) -> Checked:
+    """The verdict, with what is wrong with a release and how it differs from what this machine makes."""
+    again = publish.combine(by, parent, accepted, blobs)
+    if again.release == release:
+        return verdict
+    if release.delta and by.downlink:
+        given = publish.combine(by, parent, accepted, blobs, blobs.get(release.delta))
+        agreed = _agreed(verdict, by, parent, release, given, blobs)
+        if agreed.fault is None:
+            coded_here = again.release.delta == release.delta
+            good = coded_here or _unsent(given) <= SLACK * _unsent(again)
+            fault = None if good else "its delta sends less of the sum than the downlink's codec does"
+            return dataclasses.replace(agreed, fault=fault, coded_here=coded_here)
+    return _agreed(verdict, by, parent, release, again, blobs)
+
+
+def _agreed(
+    verdict: Checked,
+    by: Rules,
+    parent: ReleaseManifest,
+    release: ReleaseManifest,
+    made: publish.Made,
+    blobs: Blobs,
+) -> Checked:
+    """Whether the release is what was made here, or near enough where the aggregator sums floating point."""
+    if made.release == release:
+        return verdict
+    if not by.aggregator.bitwise and agrees(by.layout, parent, release, made, blobs):
+        return dataclasses.replace(verdict, same_bits=False)
+    fields = [f.name for f in dataclasses.fields(release) if getattr(made.release, f.name) != getattr(release, f.name)]
+    return dataclasses.replace(verdict, fault=f"computed again, it differs in {', '.join(fields)}")
 
 
 def _unsent(made: publish.Made) -> float:

@@ -2,8 +2,8 @@
 gives up aloud.
 
 What follows from an error is `wire.contract`'s to say. Calls that may be repeated are: an unreachable or busy coordinator
-is asked again with growing, jittered pauses, until `patience_s` has passed without progress. A first contact is not waited
-for: a wrong address should be said at once.
+is asked again with growing, jittered pauses, until `patience_s` has passed without progress. A first contact is waited for only
+by who can say so meanwhile, and only where nobody listens yet: whatever else is wrong there should be said at once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ if TYPE_CHECKING:  # it needs a cryptographic library, which a client without id
     from edge_client.identity import Identity
 
 T = TypeVar("T")
+Tell = Callable[[str, dict[str, Any]], None]
+"""Told what happens, by name, with plain values: what progress bars and `--json` show."""
 CALL_S = 30.0
 SLOWEST_BYTES_PER_S = 5_500
 """The slowest link that is served: 20 MB in an hour."""
 WATCH_S = 3600.0
 FIRST_CONTACT_S = 5.0
+AWAY_S = 3.0
+"""A coordinator that is replaced is back by then: who has waited longer says so."""
+NOBODY_LISTENS = ("Failed to connect to remote host", "DEADLINE_EXCEEDED")
+"""What gRPC says of an address where nothing answers; not of a name that is none, a foreign certificate, another protocol."""
 RENEW_S = 10.0
 RENEW_AGAIN_S = 60.0
 """Between two tries to renew a certificate: training goes on meanwhile."""
@@ -59,12 +65,18 @@ class Calls:
     """One coordinator. `sent` and `received` count message bytes with their gRPC frames, both ways, for ever.
 
     `attended`: a person waits for the answers, and hears at once of a disk without room, which somebody has to make.
+    `tell` hears where a coordinator is away; with it a first contact is waited for.
     """
 
     def __init__(
-        self, address: str, patience_s: float = 300.0, identity: Identity | None = None, attended: bool = False
+        self,
+        address: str,
+        patience_s: float = 300.0,
+        identity: Identity | None = None,
+        attended: bool = False,
+        tell: Tell | None = None,
     ) -> None:
-        self.address, self.sent, self.received = address, 0, 0
+        self.address, self.sent, self.received, self._tell = address, 0, 0, tell
         self._patience_s, self._met, self._attended = patience_s, False, attended
         self._identity, self._renew_at = identity, 0.0
         if identity is not None:
@@ -138,16 +150,29 @@ class Calls:
             self._identity.check_window()
 
     def _patience(self) -> Patience:
-        seconds = self._patience_s if self._met else FIRST_CONTACT_S
-        return Patience(self.address, seconds, self._identity is None, self._attended)
+        plain, first_s = self._identity is None, None if self._met else FIRST_CONTACT_S
+        seconds = self._patience_s if self._met or self._tell else FIRST_CONTACT_S
+        return Patience(self.address, seconds, plain, self._attended, first_s, self._tell)
 
 
 class Patience:
-    """How long one thing is tried: pauses that grow and are jittered, none shorter than the coordinator asks for."""
+    """How long one thing is tried: pauses that grow and are jittered, none shorter than the coordinator asks for.
 
-    def __init__(self, address: str, seconds: float, plain: bool, attended: bool = False) -> None:
-        self._address, self._plain, self._attended = address, plain, attended
-        self._give_up, self._pause_s = time.monotonic() + seconds, FIRST_PAUSE_S
+    With `first_s` it is a first contact, and what is wrong there is tried for so long only, unless it is that nobody listens.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        seconds: float,
+        plain: bool,
+        attended: bool = False,
+        first_s: float | None = None,
+        tell: Tell | None = None,
+    ) -> None:
+        self._address, self._plain, self._attended, self._tell = address, plain, attended, tell
+        self._began, self._pause_s = time.monotonic(), FIRST_PAUSE_S
+        self._seconds, self._first_s = seconds, seconds if first_s is None else first_s
 
     def pause(self, error: RemoteError, after_which: frozenset[Action]) -> None:
         """Until it is time to try again. Raises `error` if that is no use, or in the words of a caller who gives up."""
@@ -155,8 +180,12 @@ class Patience:
             raise error
         asked_s = (error.retry_after_s or 0.0) if isinstance(error, Refused) else 0.0
         pause_s = max(random.uniform(0.5, 1.0) * self._pause_s, random.uniform(1.0, 2.0) * asked_s)  # jitter, no secret
-        if time.monotonic() + pause_s > self._give_up:
+        gone_s = time.monotonic() - self._began
+        if gone_s + pause_s > (self._seconds if _may_come(error) else self._first_s):
             raise self._gave_up(error) from error
+        if gone_s + pause_s > AWAY_S and self._tell is not None:
+            self._tell("away", {"address": self._address, "detail": str(error)})
+            self._tell = None  # once
         time.sleep(pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
@@ -164,6 +193,11 @@ class Patience:
         if isinstance(last, Refused):
             return last
         return Unreachable(nobody(self._address, last, self._plain))
+
+
+def _may_come(error: RemoteError) -> bool:
+    """Whether all that is wrong at a first contact may be that it comes too early."""
+    return isinstance(error, Refused) or any(said in str(error) for said in NOBODY_LISTENS)
 
 
 def _is_full(error: RemoteError) -> bool:
@@ -177,7 +211,8 @@ def nobody(address: str, last: object, plain: bool | None = None) -> str:
         False: " Or it has no identities, and this call was made with one; --insecure goes without.",
         None: "",
     }
-    return f"no coordinator answers at {address}: is it running, is the address right?{hints[plain]} ({last})"
+    hint = "" if NOBODY_LISTENS[0] in str(last) else hints[plain]  # who refuses at once has neither
+    return f"no coordinator answers at {address}: is it running, is the address right?{hint} ({last})"
 
 
 def channel_to(address: str, identity: Identity | None) -> grpc.Channel:

@@ -16,7 +16,12 @@ from wire.errors import UserError
 from wire.run_spec import NAME
 
 if TYPE_CHECKING:
+    from edge_client.adapters import Base
+    from edge_client.calls import Tell
+    from edge_client.middle import Helper
+    from edge_client.taken import Taken
     from edge_client.transport import Connection
+    from wire.run_spec import RunSpec
 
 IDENTITY = "identity"
 """Within a device's state."""
@@ -28,6 +33,7 @@ examples:
   edgetune client enroll edgetune://fl.example.org:7444/…
   edgetune client join --data chat.jsonl --run speeches --name laptop --max-memory 2G
   edgetune client generate --run speeches "What news?"
+  edgetune client export --run speeches --to peft mine
   edgetune client status
 
 DATA is a file of JSON lines with `text`, or `messages`, or `instruction`/`input`/`output`. It never leaves the device.
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _coordinator_argument(leave)
     leave.add_argument("--run", metavar="RUN", help="forget what is kept of this run, too")
     _generate_arguments(_action(commands, "generate", "answer a prompt with a run's newest adapter"))
+    _export_arguments(_action(commands, "export", "take a run's adapter home, with what is this device's own"))
     _doctor_arguments(_action(commands, "doctor", "what this device can do and what would be picked"))
 
 
@@ -77,7 +84,7 @@ def _state_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compute_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--engine", choices=["auto", "onnx", "torch", "toy"], default="auto", help="default: %(default)s"
+        "--engine", choices=["auto", "onnx", "split", "torch", "toy"], default="auto", help="default: %(default)s"
     )
     parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
     parser.add_argument("--max-memory", type=memory, metavar="SIZE", help="fit training into this, for example 2G")
@@ -94,16 +101,37 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
     )
+    parser.add_argument("--middle", metavar="HOST:PORT", help="split learning: who runs `edgetune middle`")
+    _rank_argument(parser)
     _state_arguments(parser)
     _compute_arguments(parser)
 
 
+def _rank_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rank", type=positive, metavar="N", help="at most this rank, in runs that let devices choose")
+
+
+def _taken_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which adapter: a run's, of a release, as this device has it."""
+    _coordinator_argument(parser)
+    parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter it is")
+    _state_arguments(parser)
+    _rank_argument(parser)
+    parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _taken_arguments(parser)
+    parser.add_argument("out", type=Path, metavar="DIR", help="the folder to make")
+    parser.add_argument(
+        "--to", choices=["peft", "merged", "torch"], required=True, help="as `edgetune run export` has it"
+    )
+    parser.add_argument("--base", type=Path, metavar="DIR", help="a quantized base made by `edgetune quantize`")
+
+
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to answer; - reads standard input")
-    _coordinator_argument(parser)
-    parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter answers")
-    _state_arguments(parser)
-    parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    _taken_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
@@ -162,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
         "status": _status,
         "leave": _leave,
         "generate": _generate,
+        "export": _export,
         "doctor": _doctor,
     }
     return actions[args.action](args)
@@ -174,8 +203,9 @@ def state_folder(name: str | None) -> Path:
     return Path(platformdirs.user_data_dir("edgetune")) / "clients" / (name or "default")
 
 
-def _connection(args: argparse.Namespace, folder: Path, attended: bool = True) -> Connection:
-    """The way to the coordinator that was named, or enrolled with. Raises IdentityError."""
+def _connection(args: argparse.Namespace, folder: Path, tell: Tell | None = None) -> Connection:
+    """The way to the coordinator that was named, or enrolled with; a person waits for answers where nobody is told. Raises
+    IdentityError."""
     from edge_client import credentials
     from edge_client.transport import Connection
     from wire.identity import read_card
@@ -183,7 +213,15 @@ def _connection(args: argparse.Namespace, folder: Path, attended: bool = True) -
     card = read_card(folder / IDENTITY)
     address = args.coordinator or (card.coordinator if card else DEFAULT_COORDINATOR)
     identity = credentials.for_call(folder / IDENTITY, address, args.insecure, "device")
-    return Connection(address, identity=identity, attended=attended)
+    return Connection(address, identity=identity, attended=tell is None, tell=tell)
+
+
+def _helper(args: argparse.Namespace, folder: Path) -> Helper:
+    """Who computes the middle layers: called with the identity that the coordinator is called with."""
+    from edge_client import credentials
+    from edge_client.middle import Helper
+
+    return Helper(args.middle, credentials.for_call(folder / IDENTITY, args.middle, args.insecure, "device"))
 
 
 def _enroll(args: argparse.Namespace) -> int:
@@ -216,9 +254,11 @@ def _join(args: argparse.Namespace) -> int:
     examples = data.read(args.data)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
-    device = Device(args.data, args.engine, args.base, args.max_memory, args.threads, args.record_deltas)
+    helper = _helper(args, state.folder) if args.middle else None
+    engine = "split" if args.middle and args.engine == "auto" else args.engine
+    device = Device(args.data, engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank, helper)
     try:
-        with _connection(args, state.folder, attended=False) as connection, _progress(args.json) as tell:
+        with _progress(args.json) as tell, _connection(args, state.folder, tell) as connection:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)
     finally:
         state.close()
@@ -283,24 +323,45 @@ def _leave(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(args: argparse.Namespace) -> int:
+def _taken(args: argparse.Namespace) -> tuple[RunSpec, int, Base, Taken]:
+    """A run, the version of a release, its base, and what this device computes with of it."""
     from edge_client import bases
     from edge_client.releases import Releases
-    from edge_client.session import engine_class, methods
+    from edge_client.session import methods
+    from edge_client.taken import taken
+
+    folder = args.state or state_folder(args.name)
+    with _connection(args, folder) as connection:
+        run, layout = connection.describe(args.run)
+        base, row = bases.find(run.base, args.base), methods(run)[0].tunes()
+        held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed, base), args.release)
+    return run, held.release.version, base, taken(run, row, base, held.trajectory, folder, args.rank)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from edge_client.session import engine_class
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with _connection(args, args.state or state_folder(args.name)) as connection:
-        run, layout = connection.describe(args.run)
-        row = methods(run)[0].tunes()
-        held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed), args.release)
+    run, version, base, mine = _taken(args)
     chosen = engine_class(args.engine, run, args.max_memory)
     if not hasattr(chosen, "generate"):
         raise UserError(f"base {run.base.model!r} has no language to answer in")
-    base = bases.find(run.base, args.base)
-    engine = chosen.load(base, row, layout, args.max_memory, threads=args.threads)
-    engine.write(held.trajectory.adapter)
+    engine = chosen.load(base, mine.row, mine.layout, args.max_memory, threads=args.threads)
+    engine.write(mine.vector)
     text = engine.generate(prompt, args.max_new_tokens, args.temperature, args.seed, raw=args.raw)
-    print(json.dumps({"run": run.name, "release": held.release.version, "answer": text}) if args.json else text)
+    print(json.dumps({"run": run.name, "release": version, "answer": text}) if args.json else text)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from edge_client import export
+
+    run, version, base, mine = _taken(args)
+    write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
+    write(base, mine.row.placement(base), mine.layout, mine.vector, args.out)
+    shown = {"run": run.name, "release": version, "to": args.to, "out": str(args.out)}
+    text = f"release {version} of {run.name} as this device computes with it, written to {args.out}"
+    print(json.dumps(shown) if args.json else text)
     return 0
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from edge_client import bases, data
-from edge_client.adapters import Base
-from edge_client.engines import ENGINES, Tokens, cuts, torch_memory
+from edge_client.adapters import Adapter, Base
+from edge_client.engines import BROUGHT_BY, ENGINES, Tokens, cuts, torch_memory
 from edge_client.methods import Method
 from edge_client.methods.hybrid import Hybrid
 from edge_client.participate import peak_rss_bytes
+from edge_client.ranks import rank_here
 from edge_client.session import GRADIENT_BYTES, engine_class, fitting_method, settled
 from edge_client.transport import Connection
 from quantize import QuantizedBase
@@ -89,6 +90,8 @@ class Picked:
     why: str
     gradient_layers: int | None = None
     """Of a method in hybrid order: the upper layers that get gradients here; the others are tuned by losses."""
+    rank: int | None = None
+    """In a run that lets devices choose: the rank that fits here, None for the run's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +171,15 @@ def examine(
     run, _ = settled(run, base)
     chosen = engine_class(engine, run, max_memory)
     method = fitting_method(run, chosen)
-    layout = method.tunes().layout(base)
     limit = max_memory or hardware.memory_free
+    rank = rank_here(run, method, base, None, limit)
+    row = method.tunes() if rank is None else method.tunes().narrowed(rank)
+    layout = row.layout(base)
     traffic = _traffic(run, layout, method, _below(base, method, layout, limit))
     try:
         picked = _picked(run, chosen, base, method, layout, limit, why or _why(chosen, method))
-        measured = _measure(chosen, base, method, layout, limit, threads) if measure else None
+        picked = dataclasses.replace(picked, rank=rank)
+        measured = _measure(chosen, base, method, row, layout, limit, threads) if measure else None
     except MachineError as error:
         return Report(hardware, offered, None, traffic, None, str(error))
     return Report(hardware, offered, picked, traffic, measured, None)
@@ -223,14 +229,18 @@ def _state(name: str) -> str:
         missing = engine.missing()
     except ModuleNotFoundError as error:
         missing = error.name
-    return "ready" if missing is None else f"{missing} is not installed: pip install 'edgetune[{name}]'"
+    return (
+        "ready"
+        if missing is None
+        else f"{missing} is not installed: pip install 'edgetune[{BROUGHT_BY.get(name, name)}]'"
+    )
 
 
 def _traffic(run: RunSpec, layout: Layout, method: Method, below: int) -> Traffic:
     """`below`: how many tensors lie below a cut."""
     codec, scalars = run.chain(), run.directions.max_bytes() if run.directions else 0
     down = 4 * layout.size if codec else 20 + 4 * (run.directions.count if run.directions else 0)
-    if codec is None or method.forward_only:
+    if codec is None or not method.deltas:
         return Traffic(scalars, down, 4 * layout.size)
     split = HEAD.size + scalars if below else 0
     return Traffic(split + _coded(codec, layout.above(below)), down, 4 * layout.size)
@@ -301,19 +311,21 @@ def _config(base: QuantizedBase) -> SimpleNamespace:
     return SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
 
 
-def _measure(chosen: Any, base: Base, method: Method, layout: Layout, limit: int, threads: int | None) -> Measured:
+def _measure(
+    chosen: Any, base: Base, method: Method, row: Adapter, layout: Layout, limit: int, threads: int | None
+) -> Measured:
     from edge_client.engines import Optimizer
 
     began = time.perf_counter()
-    engine = chosen.load(base, method.tunes(), layout, limit, threads=threads)
+    engine = chosen.load(base, row, layout, limit, threads=threads)
     loaded = time.perf_counter()
     batch = _full_batch(engine, method)
-    engine.write(method.tunes().initial(layout, 0))
+    engine.write(row.initial(layout, 0, base))
     engine.loss(batch[:1])
     once = time.perf_counter()
     engine.loss(batch)
     evaluated = (time.perf_counter() - once) / len(batch)
-    start = method.tunes().initial(layout, 0)
+    start = row.initial(layout, 0, base)
 
     def one() -> None:
         if method.forward_only:
@@ -362,6 +374,8 @@ def text(report: Report) -> str:
 def _costs(p: Picked, t: Traffic, m: Measured | None) -> list[str]:
     said = [f"picked       engine {p.engine} on {p.model} as {p.format}, {_mib(p.base_bytes)}, base {p.base[:12]}"]
     said.append(f"method       {p.method}: {p.why}")
+    if p.rank is not None:
+        said.append(f"             at rank {p.rank}, the largest that fits here; `client join --rank` takes another")
     if p.gradient_layers is not None:
         said.append(f"             gradients in the last {p.gradient_layers} layers, losses alone in those below")
     if p.expected_memory is not None and p.sequences_at_once is None:

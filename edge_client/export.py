@@ -1,4 +1,5 @@
-"""A release taken home: a peft adapter folder beside its base, or one merged Hugging Face model. Needs no torch."""
+"""A release taken home: a peft adapter folder beside its base, one merged Hugging Face model, or a folder with a loader of its
+own. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.adapters import Base, LowRank, Placement, parts
+from edge_client.adapters import Base, LowRank, Placement
 from quantize import QuantizedBase, tensors
 from wire.delta import Layout, Vector
 from wire.errors import MachineError, UserError
@@ -36,61 +37,112 @@ SIDE_FILES = (
 
 
 def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
-    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`. Raises UserError if `out` exists, or for
-    an adapter that is no LoRA."""
+    """A folder that `peft.PeftModel.from_pretrained` loads, its base in `base/`: LoRA, a soft prompt or a prefix. Raises
+    UserError if `out` exists, or for an adapter that peft does not know."""
     found = _exportable(base)
-    if placement.gains:
-        raise UserError("tuned norms are no LoRA; write the whole model with --to merged")
-    factors: dict[str, Vector] = {}
-    for module, part in placement.linears.items():
-        a, b = _factors(found, module, part, placement, vector)
-        factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+    held, config = _of_peft(found, placement, layout, vector)
+    named = {"task_type": "CAUSAL_LM", "base_model_name_or_path": str((out / "base").resolve()), "inference_mode": True}
     with _aside(out) as folder:
         (folder / "base").mkdir()
         _model(found, folder / "base", found.dequantized)
-        declared = {name: ("F32", factor.shape) for name, factor in factors.items()}
-        tensors.write(folder / "adapter_model.safetensors", declared, factors.values())
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": str((out / "base").resolve()),
-            "r": placement.rank,
-            "lora_alpha": placement.scale * placement.rank,
-            "target_modules": list(placement.linears),
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "inference_mode": True,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        declared = {name: ("F32", value.shape) for name, value in held.items()}
+        tensors.write(folder / "adapter_model.safetensors", declared, held.values())
+        (folder / "adapter_config.json").write_text(json.dumps(config | named, indent=1), encoding="utf-8")
         (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
 
 
-def _factors(
-    base: QuantizedBase, module: str, part: LowRank, placement: Placement, vector: Vector
-) -> tuple[Vector, Vector]:
-    """A [rank, in] and B [out, rank] of one layer; a core goes into A."""
-    rows, columns = base.shape(f"{module}.weight")
-    a = parts(part.a, vector, (placement.rank, columns))
-    core = parts(part.core, vector, (placement.rank, placement.rank))
-    return (a if core is None else core @ a), parts(part.b, vector, (rows, placement.rank))
+def _of_peft(
+    base: QuantizedBase, placement: Placement, layout: Layout, vector: Vector
+) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """peft's tensors and its configuration."""
+    if placement.linears:
+        return _lora(base, placement, vector)
+    if placement.prompt is not None:
+        return _virtual("PROMPT_TUNING", placement.prompt.rows(vector))
+    if placement.prefix is not None:
+        from edge_client.engines.torch_model import prefix_of  # the model computes what a prefix starts from
+
+        return _virtual("PREFIX_TUNING", prefix_of(base, placement, layout, vector))
+    if placement.bottlenecks:
+        raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
+    raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
+
+
+def _virtual(kind: str, rows: Vector) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """What peft calls virtual tokens, a row each."""
+    return {"prompt_embeddings": rows}, {
+        "peft_type": kind,
+        "num_virtual_tokens": len(rows),
+        "num_transformer_submodules": 1,
+    }
+
+
+def _lora(base: QuantizedBase, placement: Placement, vector: Vector) -> tuple[dict[str, Vector], dict[str, Any]]:
+    factors: dict[str, Vector] = {}
+    for module, terms in placement.linears.items():
+        a, b = _stacked(base, module, terms, vector)
+        factors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+    terms = next(iter(placement.linears.values()))
+    rank = sum(term.rank for term in terms)
+    return factors, {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": terms[0].scale * rank,
+        "target_modules": list(placement.linears),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def _stacked(base: QuantizedBase, module: str, terms: tuple[LowRank, ...], vector: Vector) -> tuple[Vector, Vector]:
+    """A [ranks, in] and B [out, ranks] of all terms of a layer as one, of the first one's scale."""
+    found = [term.factors(vector, *base.shape(f"{module}.weight")) for term in terms]
+    scales = [np.float32(term.scale / terms[0].scale) for term in terms]
+    b = [b * scale for (_, b), scale in zip(found, scales, strict=True)]
+    return np.concatenate([a for a, _ in found]), np.concatenate(b, axis=1)
 
 
 def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
-    """A plain Hugging Face folder: base + scale * B A in float32. Raises UserError if `out` exists."""
-    found, scale = _exportable(base), np.float32(placement.scale)
+    """A plain Hugging Face folder: base + scale * B A of every term in float32. Raises UserError if `out` exists."""
+    found = _exportable(base)
+    if placement.bottlenecks:
+        raise UserError(
+            "a bottleneck adapter is no part of any weight; write a folder with its own loader with --to torch"
+        )
+
+    if placement.prompt is not None or placement.prefix is not None:
+        raise UserError("what comes before a text is no part of any weight; write an adapter folder with --to peft")
 
     def merged(name: str) -> Any:
         module = name.removesuffix(".weight")
         weight = found.dequantized(name)
         if module in placement.gains:
             return weight * (1 + vector[placement.gains[module]])
+        if (biased := name.removesuffix(".bias")) in placement.biases and name != biased:
+            return weight + vector[placement.biases[biased]]
         if module not in placement.linears:
             return weight
-        a, b = _factors(found, module, placement.linears[module], placement, vector)
-        return weight + scale * (b @ a)
+        for term in placement.linears[module]:
+            a, b = term.factors(vector, *weight.shape)
+            weight = weight + np.float32(term.scale) * (b @ a)
+        return weight
 
     with _aside(out) as folder:
         _model(found, folder, merged)
+
+
+def to_torch(base: Base, placement: Placement, layout: Layout, vector: Vector, out: Path) -> None:
+    """A folder that loads itself (`load.py`), for bottleneck adapters, which nobody else knows. Raises UserError if `out`
+    exists, or for another adapter."""
+    found = _exportable(base)
+    if not placement.bottlenecks:
+        raise UserError("only bottleneck adapters need a loader of their own; use --to peft or --to merged")
+    with _aside(out) as folder:
+        (folder / "base").mkdir()
+        _model(found, folder / "base", found.dequantized)
+        declared = {tensor.name: ("F32", tensor.shape) for tensor in layout.tensors}
+        tensors.write(folder / "adapter.safetensors", declared, layout.split(vector).values())
+        shutil.copyfile(Path(__file__).with_name("taken_home.py"), folder / "load.py")
 
 
 def _exportable(base: Base) -> QuantizedBase:

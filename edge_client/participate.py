@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from edge_client import recording
+from edge_client.calls import Tell
+from edge_client.choosing import chosen
 from edge_client.engines import Engine, Tokens
-from edge_client.methods import Draw, Trained
+from edge_client.fusion import PLAIN, Weights, best_weights, fused, has_both
+from edge_client.methods import Draw, Trained, batches
 from edge_client.releases import Held
 from edge_client.session import Session, Work, batch_seed
 from edge_client.state import DeviceState, Pending
 from edge_client.transport import Connection
+from edge_client.view import View, send_part
 from wire import spec
 from wire.codecs import State
 from wire.codecs.chain import Chain
@@ -21,12 +24,11 @@ from wire.contract import Action, after
 from wire.delta import Delta, Layout, Vector
 from wire.errors import Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
+from wire.portions import Portion
 from wire.run_spec import RunSpec
 from wire.scalars import Scalars, Trajectory
 from wire.split import Split
 
-Event = Callable[[str, dict[str, Any]], None]
-"""Told what happens, by name, with plain values: what progress bars and `--json` show."""
 HOLD_S = 30.0
 """How long the coordinator may hold a check-in."""
 LONGEST_PAUSE_S = 900.0
@@ -34,7 +36,7 @@ LONGEST_PAUSE_S = 900.0
 
 
 def participate(
-    connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Event
+    connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Tell
 ) -> None:
     """Take tasks of `runs` (all, if empty) until they have ended; with `stay`, until interrupted."""
     seen_active = bool(runs)
@@ -57,7 +59,7 @@ def participate(
                 return
 
 
-def take_part(connection: Connection, session: Session, state: DeviceState, task: Task, tell: Event) -> None:
+def take_part(connection: Connection, session: Session, state: DeviceState, task: Task, tell: Tell) -> None:
     """One task, from the release to the receipt."""
     state.begin(task)
     tell("task", {"run": task.run, "round": task.round, "attempt": task.attempt, "kind": task.kind})
@@ -76,7 +78,7 @@ def take_part(connection: Connection, session: Session, state: DeviceState, task
         state.end()
 
 
-def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Event) -> bool:
+def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, task: Task, tell: Tell) -> bool:
     """An update that was written down but has no receipt: send it again. True if it was for this very task."""
     pending = state.pending(run)
     if pending is None:
@@ -86,23 +88,29 @@ def _resend(connection: Connection, state: DeviceState, run: RunSpec, layout: La
     return (pending.contribution.round, pending.contribution.attempt) == (task.round, task.attempt)
 
 
-def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Event) -> Pending:
+def _compute(connection: Connection, state: DeviceState, work: Work, task: Task, tell: Tell) -> Pending:
     """Fetch, measure, train, encode: everything between the task and the first byte sent."""
     held = work.releases.fetch(connection, work.run, work.layout, work.initial, task.release_version)
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
     state.saw(held.release)
-    before = _held_out_loss(work.engine, held.trajectory.adapter, work.held_out)
+    start = work.view.enter(held.trajectory, state.own(work.run, work.own))
+    weights = _weighed(state, work, task, start)
+    before = _held_out_loss(work.engine, fused(work.view, start.adapter, weights), work.held_out)
     if task.kind == "evaluate":
         return Pending(_contribution(state, work, task, b"", held, before, None, None), b"", {}, task.release_version)
-    trained = _train(connection, state, work, task, held.trajectory, tell)
-    after = _held_out_loss(work.engine, trained.adapter, work.held_out)
+    portion = _portion(state, work, task, start)
+    trained = _train(connection, state, work, task, start, portion, tell)
+    after = _held_out_loss(work.engine, fused(work.view, trained.adapter, weights), work.held_out)
+    if hasattr(work.engine, "traffic"):
+        tell("split", {"run": task.run, "round": task.round, **work.engine.traffic})
     if work.record is not None and isinstance(trained.update, Delta):
-        recording.write(work.record, trained.update, task, state.device)
+        recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
     kept = state.codec_state(work.run, task.release_version)
-    payload, codec_state = encoded(trained.update, work.layout, work.codec, kept)
+    encoder = work.codec and work.run.encoder(work.codec, task.round)
+    payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
-    return Pending(mine, payload, codec_state, task.release_version)
+    return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
 
 
 def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
@@ -112,28 +120,55 @@ def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> t
     return total / max(1, tokens), tokens
 
 
+def _weighed(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Weights:
+    """What the shared pair and the device's own count here and now, by the text that it trains on."""
+    if not has_both(work.view):
+        return PLAIN
+    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    weights = best_weights(work.engine, work.view, start.adapter, batch, state.weights(work.run))
+    state.weigh(work.run, weights)
+    return weights
+
+
+def _portion(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Portion | None:
+    """What the device sends in this round."""
+    most, seed = work.view.portion(task.round, state.device), batch_seed(work.run, state.device, task.round)
+    batch = next(batches(work.train, 1, work.method.batch, seed))
+    return chosen(work.view, most, work.engine, start.adapter, batch)
+
+
 def _train(
-    connection: Connection, state: DeviceState, work: Work, task: Task, start: Trajectory, tell: Event
+    connection: Connection,
+    state: DeviceState,
+    work: Work,
+    task: Task,
+    start: Trajectory,
+    portion: Portion | None,
+    tell: Tell,
 ) -> Trained:
     def progress(step: int, steps: int, loss: float) -> None:
         connection.keep_current()
         tell("step", {"run": task.run, "round": task.round, "step": step, "steps": steps, "loss": round(loss, 4)})
 
     key = start.directions.key(work.run.seed, task.round, state.device)
-    draw = Draw(batch_seed(work.run, state.device, task.round), key, (task.round - 1) / work.run.rounds)
+    done = (task.round - 1) / work.run.rounds
+    draw = Draw(batch_seed(work.run, state.device, task.round), key, done, work.view.tuned(portion))
     return work.method.train(work.engine, start, work.train, draw, progress)
 
 
 def encoded(
-    update: Delta | Scalars | Split, layout: Layout, codec: Chain | None, kept: State | None
+    update: Delta | Scalars | Split, view: View, portion: Portion | None, codec: Chain | None, kept: State | None
 ) -> tuple[bytes, State]:
     """The payload in the form of the update, and the codec state that its receipt will confirm."""
     if isinstance(update, Scalars):
-        return update.encode(layout), {}
+        return update.encode(view.shared), {}
     assert codec is not None, "a method that makes deltas is given to runs with a codec alone"
     if isinstance(update, Split):
         return update.encode(codec, codec_state(codec, update.delta.layout, kept))
-    return codec.encode(update, codec_state(codec, update.layout, kept))
+    delta = view.shared_delta(update)
+    if portion is not None and view.rule is not None:
+        return send_part(delta, portion, view.rule.rest, codec, kept)
+    return codec.encode(delta, codec_state(codec, delta.layout, kept))
 
 
 def codec_state(codec: Chain, layout: Layout, kept: State | None) -> State:
@@ -182,7 +217,7 @@ def _contribution(
 
 
 def _send(
-    connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Event
+    connection: Connection, state: DeviceState, run: RunSpec, layout: Layout, pending: Pending, tell: Tell
 ) -> None:
     """Send, and keep or drop what was written down by what the coordinator says: docs/errors.md."""
     mine = pending.contribution

@@ -48,6 +48,9 @@ class Screen:
     def _on_waiting(self, values: dict[str, Any]) -> None:
         self._say(f"waiting for work ({values['active_runs']} runs going); Ctrl-C leaves")
 
+    def _on_away(self, values: dict[str, Any]) -> None:
+        self._say(f"no coordinator answers at {values['address']}: asking again ({values['detail']})")
+
     def _on_task(self, values: dict[str, Any]) -> None:
         self._clear()
         name = f"{values['run']} round {values['round']} {values['kind']}"
@@ -71,6 +74,10 @@ class Screen:
         after = "" if values["loss_after"] is None else f", {values['loss_after']:.4f} after local training"
         ratio = "" if not values["bytes_up"] else f", {values['bytes_up']:,} bytes up"
         self._say(f"{values['run']} round {values['round']}: held-out loss {values['loss_before']:.4f}{after}{ratio}")
+
+    def _on_split(self, values: dict[str, Any]) -> None:
+        sent, received = values["sent"] / 1e6, values["received"] / 1e6
+        self._say(f"{values['run']}: {sent:.1f} MB of hidden states to the helper so far, {received:.1f} MB back")
 
     def _on_too_late(self, values: dict[str, Any]) -> None:
         self._clear()

@@ -9,26 +9,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
-from edge_client.adapters.low_rank import layer_number
 from edge_client.data import Example
-from edge_client.engines import ENGINES, Tokens
+from edge_client.engines import BROUGHT_BY, ENGINES, Tokens
 from edge_client.methods import METHODS, Method
+from edge_client.middle import Helper
+from edge_client.ranks import rank_here
 from edge_client.releases import Releases, Shelf
 from edge_client.transport import Connection
+from edge_client.view import View, fitting_rank, full_rank
 from wire import spec
 from wire.codecs.chain import Chain
-from wire.delta import Layout, Vector
+from wire.delta import HISTORY, Layout, Vector, layer_number
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.messages import Task
+from wire.portion_rules import PORTIONS, Rule
 from wire.run_spec import RunSpec, check_mode
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
     """What the person who started the client chose. `max_memory` in bytes, None for no limit; `record`: where deltas are
-    written besides."""
+    written besides; `rank`: the largest rank that it tunes, in runs that let devices choose; `helper`: who computes the middle
+    layers for the split engine."""
 
     data: Path
     engine: str = "auto"
@@ -36,14 +42,17 @@ class Device:
     max_memory: int | None = None
     threads: int | None = None
     record: Path | None = None
+    rank: int | None = None
+    helper: Helper | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
-    """Everything a task of one run needs on this device."""
+    """Everything a task of one run needs on this device. `initial` is the start of the run's layout, `own` that of what is the
+    device's own."""
 
     run: RunSpec
-    layout: Layout
+    view: View
     codec: Chain | None
     method: Method
     engine: Any
@@ -53,6 +62,12 @@ class Work:
     held_out: list[Tokens]
     examples: int
     record: Path | None = None
+    own: Vector = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def layout(self) -> Layout:
+        """The run's."""
+        return self.view.shared
 
 
 class Session:
@@ -95,7 +110,10 @@ class Session:
         adapter = method.tunes()
         if adapter.layout(base).digest != layout.digest:
             raise Refused(Reason.WRONG_LAYOUT, "the run's layout is not what its method makes of its base")
-        engine = self._engine(chosen, base, adapter, layout)
+        rank = rank_here(run, method, base, self._device.rank, self._device.max_memory)
+        view = view_of(run, adapter, base, rank)
+        adapter = adapter if view.rank is None else adapter.narrowed(view.rank)
+        engine = self._engine(chosen, base, adapter, view.layout)
         length = method.sequence_length
         measured = engine.tokenize(held_out, length)[: run.evaluation.max_sequences]
         training = engine.tokenize(train, length)
@@ -103,18 +121,31 @@ class Session:
             raise DataError(
                 f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
             )
-        initial = adapter.initial(layout, run.seed)
-        chain, record = run.chain(), self._device.record
-        return Work(run, layout, chain, method, engine, self._releases, initial, training, measured, len(train), record)
+        initial = method.tunes().initial(layout, run.seed, base)
+        own = view.own(adapter.initial(view.layout, run.seed, base))
+        texts = (training, measured, len(train))
+        return Work(
+            run, view, run.chain(), method, engine, self._releases, initial, *texts, record=self._device.record, own=own
+        )
 
     def _engine(self, chosen: Any, base: Base, adapter: Adapter, layout: Layout) -> Any:
         key = (base.identity, adapter)
         if key not in self._engines:
             self._engines.clear()  # one model in memory at a time
+            helper = {} if self._device.helper is None else {"helper": self._device.helper}
             self._engines[key] = chosen.load(
-                base, adapter, layout, self._device.max_memory, threads=self._device.threads
+                base, adapter, layout, self._device.max_memory, threads=self._device.threads, **helper
             )
         return self._engines[key]
+
+
+def view_of(run: RunSpec, adapter: Adapter, base: Base, rank: int | None) -> View:
+    """A run's layout as a device sees it that would tune `rank` at the most (None: all)."""
+    shared = adapter.layout(base)
+    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    wanted = fitting_rank(rule, rank, full_rank(shared))
+    narrowed = adapter if wanted is None else adapter.narrowed(wanted)
+    return View(shared, rule, wanted, narrowed.personal(base))
 
 
 GRADIENT_BYTES = 800 << 20
@@ -133,13 +164,13 @@ def engine_class(wanted: str, run: RunSpec, max_memory: int | None = None) -> An
         raise SpecError(f"--engine {name} cannot compute on base {run.base.model!r}; use --engine auto")
     chosen: Any = spec.row_class(ENGINES, name, "--engine")
     if missing := chosen.missing():
-        raise MissingExtra(missing, name)
+        raise MissingExtra(missing, BROUGHT_BY.get(name, name))
     return chosen
 
 
 def _fitting_engine(run: RunSpec, max_memory: int | None) -> str:
     ready = {name: not _missing(name) for name in ("onnx", "torch")}
-    onnx_can = run.base.format == "int4-onnx" and run.directions is not None
+    onnx_can = run.base.format == "int4-onnx" and any(m.forward_only for m in methods(run))
     gradients = any(not m.forward_only for m in methods(run))
     losses_do = onnx_can and ready["onnx"] and any(m.forward_only for m in methods(run))
     too_small = max_memory is not None and max_memory < GRADIENT_BYTES
@@ -175,15 +206,30 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
             f"method and forward_method send scalars along other directions, {described}: a run has one set. Give both the"
             " same local_steps · perturbations, bits and subspace; beside hybrid the forward_method is mezo"
         )
+    adapter = rows[0].tunes()
+    _check_deltas(rows, adapter, base, wanted)
+    history = any(tensor.role in HISTORY for tensor in adapter.layout(base).tensors)
     changed = dataclasses.replace(
         wanted,
+        portions=wanted.portions or ({"id": "tuned"} if history else None),
         method=spec.plain(rows[0]),
         forward_method=spec.plain(rows[1]) if len(rows) > 1 else None,
         directions=directions[0] if directions else None,
         codec=wanted.codec if any(row.deltas for row in rows) else None,
     )
     check_mode(changed)
-    return changed, rows[0].tunes()
+    return changed, adapter
+
+
+def _check_deltas(rows: list[Method], adapter: Adapter, base: Base, wanted: RunSpec) -> None:
+    """Raises SpecError for scalars along directions where devices see different parts of the adapter."""
+    if adapter.personal(base) is None and wanted.portions is None:
+        return
+    if any(row.directions() is not None for row in rows):
+        raise SpecError(
+            "method: scalars along directions are of the whole adapter; personal tensors and portions need a method that"
+            " sends deltas, such as lora"
+        )
 
 
 def _check_kinds(rows: list[Method], base: Base) -> None:

@@ -48,12 +48,14 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pending:
-    """An update that was written down and has no receipt yet; `version` is the release it starts from."""
+    """An update that was written down and has no receipt yet; `version` is the release it starts from, and `own` the device's
+    personal part of the adapter after it, float32."""
 
     contribution: Contribution
     payload: bytes
     codec_state: State
     version: int
+    own: Vector | None = None
 
 
 UNKNOWN = -1 << 62
@@ -94,6 +96,25 @@ class DeviceState:
             return None
         return found if owed(run.cohort, int(found.pop("version", UNKNOWN)), version) else None
 
+    def own(self, run: RunSpec, first: Vector) -> Vector:
+        """The personal part of this very run's adapter after the last confirmed update; `first` before there was one."""
+        found = _read(self._run(run.name) / "own.npz")
+        if found is None or _text(found["spec"]) != run.digest or found["own"].shape != first.shape:
+            return first
+        return found["own"].astype(np.float32, copy=False)
+
+    def weights(self, run: RunSpec) -> tuple[float, float]:
+        """What this device found best to weigh a run's shared pair and its own by; 1 and 1 before it looked."""
+        found = _read(self._run(run.name) / "weights.npz")
+        if found is None or _text(found["spec"]) != run.digest:
+            return 1.0, 1.0
+        shared, own = found["weights"].tolist()
+        return shared, own
+
+    def weigh(self, run: RunSpec, weights: tuple[float, float]) -> None:
+        """Keep what was found."""
+        _write(self._run(run.name) / "weights.npz", _npz({"spec": _bytes(run.digest), "weights": np.array(weights)}))
+
     def record(self, run: str) -> Record:
         try:
             return spec.parse(Record, json.loads((self._run(run) / "record.json").read_text()), "record")
@@ -109,6 +130,8 @@ class DeviceState:
         arrays: State = {f"state:{key}": value for key, value in pending.codec_state.items()}
         arrays["payload"] = np.frombuffer(pending.payload, np.uint8)
         arrays["contribution"] = _bytes(spec.canonical(pending.contribution).decode())
+        if pending.own is not None:
+            arrays["own"] = pending.own
         arrays |= {"spec": _bytes(run.digest), "version": np.array(pending.version)}
         _write(self._run(run.name) / "pending.npz", _npz(arrays))
 
@@ -119,7 +142,8 @@ class DeviceState:
             return None
         contribution = spec.parse(Contribution, json.loads(_text(found["contribution"])), "pending")
         codec_state = {key.removeprefix("state:"): v for key, v in found.items() if key.startswith("state:")}
-        return Pending(contribution, found["payload"].tobytes(), codec_state, int(found.get("version", UNKNOWN)))
+        version = int(found.get("version", UNKNOWN))
+        return Pending(contribution, found["payload"].tobytes(), codec_state, version, found.get("own"))
 
     def holds(self, task: Task) -> bool:
         """Whether an update of this very task is written down and has no receipt yet."""
@@ -135,6 +159,8 @@ class DeviceState:
         if pending.codec_state:
             kept = pending.codec_state | {"spec": _bytes(run.digest), "version": np.array(pending.version)}
             _write(folder / "codec.npz", _npz(kept))
+        if pending.own is not None and pending.own.size:
+            _write(folder / "own.npz", _npz({"spec": _bytes(run.digest), "own": pending.own}))
         self._count(pending.contribution, run)
         (folder / "pending.npz").unlink(missing_ok=True)
 

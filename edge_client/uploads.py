@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -14,12 +15,13 @@ from wire import spec
 from wire.errors import PayloadError, Reason
 from wire.messages import CHUNK_BYTES, PART_BYTES, Contribution, Receipt
 
-PART_S = 90.0
-"""Deadline of one part of an upload: longer than a coordinator waits for a slow one."""
 QUICK_S = 1.0
-"""After a call that took no longer the next may carry twice as much, else half."""
-CALL_BYTES = 2 * PART_BYTES
-"""What one call carries: one part. More would keep the next on its way while one is written, and cost a coordinator memory."""
+"""A part after which the next is asked for within this time is followed by one four times as long, a call that took no longer by
+one that carries four times as much; slower ones by PART_BYTES."""
+FIRST_PART_BYTES, LONGEST_PART_BYTES = PART_BYTES // 4, 2 * PART_BYTES
+"""The first part of a call may wait in a coordinator's memory for its turn, beside those of many others."""
+CALL_BYTES = 8 << 20
+"""What one call carries at most: bytes are known to be durable when it is answered."""
 Sent = TypeVar("Sent", pb.UploadChunk, pb.UploadPart)
 Progress = Callable[[int, int], None]
 """Told of an upload how many bytes are durable, of how many."""
@@ -43,8 +45,11 @@ class Uploads(Calls):
         return Receipt.from_proto(receipt)
 
     def _upload(self, mine: pb.Contribution, payload: memoryview, progress: Progress) -> Receipt:
-        """Whatever breaks, ask how far the upload is and send the rest. The first answer and each durable byte renew patience."""
-        patience, reached = self._patience(), -1
+        """Whatever breaks, ask how far the upload is and send the rest. The first answer and each durable byte renew patience.
+
+        A link that has not broken yet is trusted with as much as a call carries; one that has, with a part at first.
+        """
+        patience, reached, broke = self._patience(), -1, False
         while True:
             self._check_window()
             try:
@@ -53,23 +58,26 @@ class Uploads(Calls):
                     return Receipt.from_proto(state.receipt)
                 if state.offset > reached:
                     patience, reached = self._patience(), state.offset
-                self._send_rest(state, mine.device, payload, progress)
+                broke = broke or state.offset > 0
+                self._send_rest(state, mine.device, payload, progress, PART_BYTES if broke else CALL_BYTES)
                 return Receipt.from_proto(self._call(self._devices.Commit, mine, transfer_s(mine.size)))
             except grpc.RpcError as error:
+                broke = True
                 patience.pause(as_ours(error), SEND_AGAIN)
 
-    def _send_rest(self, state: pb.UploadState, device: str, payload: memoryview, progress: Progress) -> None:
-        offset, size, step = state.offset, len(payload), PART_BYTES
+    def _send_rest(
+        self, state: pb.UploadState, device: str, payload: memoryview, progress: Progress, step: int
+    ) -> None:
+        offset, size = state.offset, len(payload)
         progress(offset, size)
         while offset < size:
             began, end = time.monotonic(), min(offset + step, size)
-            parts = self._counted(_parts(state.upload, device, payload[:end], offset))
-            answer: pb.UploadState = self._devices.AppendUpload(parts, timeout=PART_S * -(-step // (2 * PART_BYTES)))
+            parts = self._counted(_parts(state, device, payload[:end], offset))
+            answer: pb.UploadState = self._devices.AppendUpload(parts, timeout=transfer_s(end - offset))
             self.received += answer.ByteSize() + FRAME_BYTES
             if answer.offset != end:
                 raise PayloadError(Reason.BAD_REQUEST, f"the coordinator took bytes to {end} and says {answer.offset}")
-            quick = time.monotonic() - began < QUICK_S
-            offset, step = end, min(2 * step, CALL_BYTES) if quick else max(step // 2, PART_BYTES)
+            offset, step = end, _following(step, CALL_BYTES, time.monotonic() - began)
             progress(offset, size)
 
     def upload(self, data: bytes | memoryview) -> str:
@@ -88,10 +96,20 @@ class Uploads(Calls):
             yield chunk
 
 
-def _parts(upload: str, device: str, payload: memoryview, start: int) -> Iterator[pb.UploadPart]:
-    for offset in range(start, len(payload), 2 * PART_BYTES):
-        data = bytes(payload[offset : offset + 2 * PART_BYTES])
-        yield pb.UploadPart(upload=upload, device=device, offset=offset, digest=spec.bytes_digest(data), data=data)
+def _following(step: int, longest: int, took_s: float) -> int:
+    """How much follows after `step` bytes that took so long."""
+    return min(4 * step, longest) if took_s < QUICK_S else PART_BYTES
+
+
+def _parts(state: pb.UploadState, device: str, payload: memoryview, offset: int) -> Iterator[pb.UploadPart]:
+    """gRPC asks for the next part when the one before has left."""
+    step = FIRST_PART_BYTES
+    while offset < len(payload):
+        data = bytes(payload[offset : offset + step])
+        check: dict[str, Any] = {"crc32": zlib.crc32(data)} if state.crc32 else {"digest": spec.bytes_digest(data)}
+        began = time.monotonic()
+        yield pb.UploadPart(upload=state.upload, device=device, offset=offset, data=data, **check)
+        offset, step = offset + len(data), _following(step, LONGEST_PART_BYTES, time.monotonic() - began)
 
 
 def _cut(data: bytes | memoryview, digest: str) -> Iterator[pb.UploadChunk]:

@@ -6,14 +6,17 @@ import argparse
 import dataclasses
 import errno
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from wire.errors import EdgetuneError, MissingExtra
+from wire.errors import EdgetuneError, MachineError, MissingExtra, UserError, ended
 
 INTERRUPTED = 130
+FORESEEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM})
+"""What the disk may say without being a fault of the program."""
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes"), "torch"),
     **dict.fromkeys(("tokenizers", "safetensors", "psutil", "gguf", "jinja2", "tqdm", "zstandard"), "client"),
@@ -45,6 +48,7 @@ COMMANDS = {
     "client": Command("edge_client.cli", "join runs from the device that holds the data; doctor, generate, status"),
     "coordinator": Command("edgetune.devices", "make identities, serve runs; invite, list and revoke devices"),
     "run": Command("edgetune.runs", "create, watch, pause, verify and export runs"),
+    "middle": Command("edgetune.middle", "split learning: compute a model's middle layers for devices with its ends"),
     "experiment": Command("experiments.cli", "measure codecs: on recorded deltas, in federations, behind slow links"),
     "quantize": Command("quantize.cli", "make the quantized base model that devices share"),
 }
@@ -75,12 +79,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: do not fail at exit again
         return 1
     except Exception as error:
-        return _explained(error)
+        return _explained(error, "--json" in given)
+
+
+class _Misuse(UserError):
+    """What argparse cannot read; `said` is its own way to say so."""
+
+    def __init__(self, program: str, problem: str, usage: str) -> None:
+        super().__init__(f"{program}: {problem}")
+        self.said = f"{usage}{program}: error: {problem}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that does not end the program: what cannot be read is said as all other errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _Misuse(self.prog, message, self.format_usage())
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of the one command that is asked for: no other module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="edgetune",
         description="Federated fine-tuning of small language models on the devices that hold the data.",
         epilog=EXAMPLES,
@@ -109,22 +128,23 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-def _explained(error: Exception) -> int:
-    """One line for an error that the program foresees; a traceback for one that it does not."""
+def _explained(error: Exception, as_json: bool) -> int:
+    """One line for an error that the program foresees, and one object where JSON is shown; a traceback for what it does not."""
     if os.environ.get("EDGETUNE_TRACEBACK") == "1":
         raise error
+    ours = _ours(error)
+    print(ours.said if isinstance(ours, _Misuse) else f"edgetune: {ours}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(ended(ours)), flush=True)
+    return int(ours.exit_code)  # type: ignore[attr-defined]  # quantize's errors have it, and no common ancestor
+
+
+def _ours(error: Exception) -> Exception:
+    """The error as one that has an exit code. Raises `error` if there is no such."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        error = MissingExtra(error.name, EXTRAS[error.name])
+        return MissingExtra(error.name, EXTRAS[error.name])
+    if isinstance(error, OSError) and error.errno in FORESEEN:
+        return MachineError(f"{error.filename or 'disk'}: {error.strerror}")
     if isinstance(error, EdgetuneError) or hasattr(error, "exit_code"):
-        print(f"edgetune: {error}", file=sys.stderr)
-        return int(error.exit_code)  # quantize's errors have it, and no common ancestor
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EACCES,
-        errno.EROFS,
-        errno.EPERM,
-    ):
-        print(f"edgetune: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
-        return 1
+        return error
     raise error

@@ -91,9 +91,10 @@ def connection(args: argparse.Namespace) -> Any:
     from edge_client import credentials
     from edge_client.transport import Connection
 
+    cli.check_insecure(args)
     folder = args.identity or cli.default_identity()
     identity = credentials.for_call(folder, args.coordinator, args.insecure, "admin")
-    if args.identity is not None and identity is None and not args.insecure:
+    if args.identity is not None and identity is None:
         raise IdentityError(f"{folder}: no identity here; `edgetune coordinator init` makes it")
     return Connection(args.coordinator, identity=identity, attended=True)
 

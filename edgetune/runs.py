@@ -15,14 +15,16 @@ from typing import Any
 
 from rich.console import Console
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client import bases
-from edge_client.adapters import Base
+from edge_client.adapters import Adapter, Base
+from edge_client.adapters.low_rank import PREFIX
 from edge_client.releases import Releases
 from edge_client.session import methods, settled
 from edge_client.transport import Connection
 from edgetune import devices, standing
 from wire import prng, run_spec, spec
+from wire.delta import Layout
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
 from wire.messages import Control, ReleaseStatus, RunStatus
@@ -90,7 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = _action(commands, "export", "write a run's adapter or merged model to a folder")
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", type=Path, metavar="DIR")
-    export.add_argument("--to", choices=["peft", "merged"], required=True, help="an adapter folder, or a whole model")
+    export.add_argument(
+        "--to",
+        choices=["peft", "merged", "torch"],
+        required=True,
+        help="an adapter folder, a whole model, or (bottleneck adapters) a folder with a loader of its own",
+    )
+    export.add_argument("--onto", type=Path, metavar="DIR", help="the whole model, for a run that tuned its emulator")
     export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
     export.add_argument(
         "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
@@ -128,8 +136,8 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
-    publish.rules(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
-    return connection.create_run(named, layout, adapter.initial(layout, named.seed))
+    Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
+    return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
@@ -229,8 +237,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps(shown | {"releases": [dataclasses.asdict(v) for v in verdicts]}))
     else:
         for v in verdicts:
-            verdict = "ok" if v.coded_here else "ok; its delta was coded otherwise than this machine would"
-            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.fault or verdict}")
+            print(f"release {v.version}  {v.digest}  {v.contributions} updates  {v.sentence}")
         if not any(v.signed for v in verdicts):
             print("signatures: none checked; a coordinator without identities signs nothing")
         print(
@@ -241,18 +248,44 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from edge_client import export
+    from edge_client.taken import shared_alone
 
     with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
-        row = methods(described)[0].tunes()
-        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed), args.release)
+        base, row = bases.find(described.base, args.base), methods(described)[0].tunes()
+        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed, base), args.release)
+    alone = shared_alone(row, base)
     release = held.release
-    base = bases.find(described.base, args.base)
-    write = {"peft": export.to_peft, "merged": export.to_merged}[args.to]
-    write(base, row.placement(base), layout, held.trajectory.adapter, args.out)
+    write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
+    base, layout = (base, layout) if args.onto is None else _onto(base, alone, layout, args.onto)
+    write(base, alone.placement(base), layout, held.trajectory.adapter, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
-    print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}")
+    lacking = (
+        "" if alone == row else "; what each device has of its own is not in it: `edgetune client export` writes that"
+    )
+    print(json.dumps(shown) if args.json else f"release {release.version} of {args.run} written to {args.out}{lacking}")
     return 0
+
+
+def _onto(emulator: Base, row: Adapter, layout: Layout, folder: Path) -> tuple[Base, Layout]:
+    """The whole model in `folder` in the place of its emulator, and the layout that the same vector has there.
+
+    Raises UserError where the adapter stands on layers that are not the whole model's own last ones.
+    """
+    from quantize import open_base
+    from quantize.emulator import original
+
+    kept = getattr(emulator, "kept_layers", None)
+    if kept is None:
+        raise UserError("--onto: this run's base is no emulator: it has all of its layers")
+    whole = open_base(folder)
+    there = row.layout(whole)
+    names = [original(tensor.name.removeprefix(PREFIX), kept) for tensor in layout.tensors]
+    if names != [tensor.name.removeprefix(PREFIX) for tensor in there.tensors]:
+        raise UserError(
+            f"--onto: the adapter stands on other layers of {folder} than of its emulator: tune the last `layers`"
+        )
+    return whole, there
 
 
 def _replay(args: argparse.Namespace) -> int:

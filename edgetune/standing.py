@@ -120,4 +120,6 @@ def watch(statuses: Iterable[RunStatus]) -> RunStatus | None:
         for status in statuses:
             seen[:] = [status]
             live.refresh()
+    if seen and not live.console.is_terminal:
+        live.console.print()  # what was drawn once, at the end, has no end of its last line
     return seen[0] if seen else None

@@ -195,7 +195,7 @@ def _create(address: str, cell: Cell, settings: Plain) -> int:
     )
     layout = adapter.layout(base)
     with Connection(address) as connection:
-        connection.create_run(settled_run, layout, adapter.initial(layout, settled_run.seed))
+        connection.create_run(settled_run, layout, adapter.initial(layout, settled_run.seed, base))
     return layout.size
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import dataclasses
 import html
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import pages
 from wire.spec import Plain
 
 BYTES, TIME = "bytes.png", "time.png"
-COLORS = ("#444444", "#1b7837", "#2166ac", "#b2182b", "#e08214", "#762a83", "#35978f", "#8c510a")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +105,7 @@ def _wire_mb(release: Plain) -> float:
 
 def write(report: Plain, folder: Path) -> None:
     """report.json, report.csv, the pictures, report.html."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Line)])
-        table.writeheader()
-        table.writerows(report["lines"])
+    pages.save(report, folder)
     pictures(report, folder)
     (folder / "report.html").write_text(page(report, folder), encoding="utf-8")
 
@@ -174,7 +167,7 @@ def _panels(report: Plain, path: Path, across: Callable[[Plain], float], name: s
             ]  # the base has cost nothing, and a log scale no zero
             at = rows.index(cell["row"])
             side.plot(
-                [across(r) for r in known], [r["loss"] for r in known], "o-", ms=3, color=COLORS[at % len(COLORS)],
+                [across(r) for r in known], [r["loss"] for r in known], "o-", ms=3, color=pages.COLORS[at % len(pages.COLORS)],
                 label=cell["row"] if cell["seed"] == 0 else None,
             )  # fmt: skip
         side.set(title=f"{link} Mbit/s up/down", xlabel=name, xscale="log" if log else "linear")
@@ -186,15 +179,6 @@ def _panels(report: Plain, path: Path, across: Callable[[Plain], float], name: s
     pyplot.close(figure)
 
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1150px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #ddd } th { vertical-align: bottom }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } img { max-width: 100% } pre { overflow: auto; font-size: 12px }
-.scroll { overflow-x: auto }
-"""
-
-
 def page(report: Plain, folder: Path) -> str:
     """The whole report as one page; its pictures are in it."""
     settings, reference = report["settings"], html.escape(report["reference"])
@@ -203,29 +187,12 @@ def page(report: Plain, folder: Path) -> str:
         f" round trip {settings['round_trip_ms']:g} ms; every client behind a link of its own. Every cell was really run:"
         " no time is reckoned from another link's."
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Quality against bytes</title><style>{STYLE}</style></head><body>
-<h1>Quality against bytes</h1>
-<p>{says}</p>
+    body = f"""<p>{says}</p>
 <p>Losses in nats a token on the clients' own held-out text. <em>gain</em>: base minus final loss, as a share of {reference}'s.
 <em>payload</em>: updates and releases themselves. <em>socket</em>: what TCP carried, calls, framing and retries included.
 <em>overhead</em>: socket less payload, a client and round. The target is {report["target_share"]:.0%} of {reference}'s gain
 on the same link with the same seed, reached by a release when it is published.</p>
-<div class="scroll">{_table(report)}</div>
-<h2>Loss against bytes</h2>{_image(folder / BYTES)}
-<h2>Loss against time</h2>{_image(folder / TIME)}
-<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=1))}</pre>
-<h2>Machine and versions</h2><pre>{html.escape(json.dumps(report["cells"][0]["machine"], indent=1))}</pre>
-</body></html>
-"""
-
-
-def _table(report: Plain) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEAD.values())
-    rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in _said(line)) for line in report["lines"]]
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-
-def _image(path: Path) -> str:
-    return f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+{pages.table(list(HEAD.values()), [_said(line) for line in report["lines"]])}
+<h2>Loss against bytes</h2>{pages.image(folder / BYTES)}
+<h2>Loss against time</h2>{pages.image(folder / TIME)}"""
+    return pages.page("Quality against bytes", body, settings, report["cells"][0]["machine"])

@@ -10,6 +10,14 @@ from typing import Any
 EXPERIMENTS: Mapping[str, tuple[str, str]] = {
     "codecs": ("experiments.codecs", "every codec on recorded deltas: rate, error, distance from the bound, speed"),
     "bandwidth": ("experiments.bandwidth", "federations behind slow links: held-out loss against bytes and time"),
+    "benchmark": (
+        "experiments.benchmark",
+        "the survey's methods beside each other: quality, bytes, memory, compute, fairness",
+    ),
+    "simulate": (
+        "experiments.simulate",
+        "one federation of many virtual devices, here, in several processes or on Ray",
+    ),
     "quality": ("experiments.quality", "federations in one process: what coded updates and releases leave of the gain"),
 }
 """Name -> (module with EXAMPLES, add_arguments and run, summary)."""

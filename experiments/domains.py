@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from edge_client import data
 from edge_client.data import Example
+from experiments.partitions import natural
 from wire.errors import DataError
 
 ENDINGS = (".jsonl", ".jsonl.gz")
@@ -27,28 +27,23 @@ def names(folder: Path) -> list[str]:
 def dealt(folder: Path, name: str, devices: int, seed: int) -> dict[str, list[Example]]:
     """The training examples of each device, in a random order. Whole clients go to one device, the largest first to the one
     that has least; where fewer than `devices` are named, lines are dealt one by one. Raises DataError."""
-    keys, examples = _read(folder, f"{name}.train")
+    keys, examples = read(folder, f"{name}.train")
     chance = np.random.Generator(np.random.Philox(key=seed))
-    by_client: dict[str, list[Example]] = defaultdict(list)
-    named = len(set(keys)) >= devices
-    for i in chance.permutation(len(examples)):
-        by_client[keys[i] if named else str(i)].append(examples[i])
-    shares: list[list[Example]] = [[] for _ in range(devices)]
-    for client in sorted(by_client, key=lambda client: (-len(by_client[client]), client)):
-        min(shares, key=len).extend(by_client[client])
-    return {f"device-{n}": _shuffled(share, chance) for n, share in enumerate(shares)}
+    shares = natural(keys, devices, 0, chance)
+    return {f"device-{n}": _shuffled([examples[i] for i in share], chance) for n, share in enumerate(shares)}
 
 
 def held_out(folder: Path, name: str) -> list[Example]:
     """The test examples, in an order that is the same for every seed. Raises DataError."""
-    return _shuffled(_read(folder, f"{name}.test")[1], np.random.Generator(np.random.Philox(key=0)))
+    return _shuffled(read(folder, f"{name}.test")[1], np.random.Generator(np.random.Philox(key=0)))
 
 
 def _shuffled(examples: list[Example], chance: np.random.Generator) -> list[Example]:
     return [examples[i] for i in chance.permutation(len(examples))]
 
 
-def _read(folder: Path, stem: str) -> tuple[list[str], list[Example]]:
+def read(folder: Path, stem: str) -> tuple[list[str], list[Example]]:
+    """The client of each line, "" for none, and the lines as examples. Raises DataError."""
     path = next((path for end in ENDINGS if (path := folder / f"{stem}{end}").exists()), None)
     if path is None:
         raise DataError(f"{folder}: has no {stem}.jsonl")

@@ -69,9 +69,10 @@ class Processes:
         )
         assert child.stdout is not None
         line = child.stdout.readline()
-        if not line:
+        said: Event = json.loads(line) if line else {}
+        if said.get("event") != "listening":
             raise MachineError(f"the coordinator did not start: {self._last_words('coordinator')}")
-        return str(json.loads(line)["address"])
+        return str(said["address"])
 
     def client(self, name: str, address: str, runs: list[str], data: Path, more: list[str]) -> None:
         """Start a client; its events arrive in `events` with its name."""
@@ -90,7 +91,7 @@ class Processes:
                 event = self.events.get(timeout=POLL_S)
             except queue.Empty:
                 continue
-            if event["event"] == "ended":
+            if event["event"] == "exited":
                 waiting.discard(event["client"])
                 if event["code"] != 0:
                     raise MachineError(f"client {event['client']} failed: {self._last_words(event['client'])}")
@@ -113,7 +114,7 @@ class Processes:
         assert child.stdout is not None
         for line in child.stdout:
             self.events.put(json.loads(line) | {"client": name})
-        self.events.put({"event": "ended", "client": name, "code": child.wait()})
+        self.events.put({"event": "exited", "client": name, "code": child.wait()})
 
     def _measure(self) -> None:
         import psutil

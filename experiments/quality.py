@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_client import bases
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
-from experiments import cells, domains, quality_report
+from experiments import cells, domains, pool, quality_report
 from experiments.cells import Cell
+from experiments.pool import Tell
 from experiments.rows import ROWS
 from experiments.simulation import Simulation, Spent, spec_of
 from wire import run_spec, spec
@@ -42,7 +41,6 @@ POINTS = 3
 """Measurements of a federation: the base, half way, the end."""
 EXAMPLES_READ = 4
 """Examples that are tokenized for one that is wanted: those whose answer lies beyond the length are left out."""
-Tell = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,22 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     _check(args)
     known = domains.names(args.data)
     places = cells.checked(args.domains or known, dict.fromkeys(known), "--domains")
     wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), places, args.seeds)
     out = cells.opened(args.out, _settings(args))
-    todo = [cell for cell in wanted if cells.done(out, cell) is None]
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(args.jobs) as pool:
-        bar = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
-        each = (pool.submit(_process, out, cell, lambda said: progress.update(bar, description=said)) for cell in todo)
-        for ended in as_completed(list(each)):
-            ended.result()
-            progress.advance(bar)
+    failed = pool.play("experiments.quality", out, wanted, args.jobs, console)
+    if failed:
+        raise MachineError(failed[0])
     report = quality_report.made(_settings(args), cells.finished(out, wanted))
     quality_report.write(report, out)
     console.print(quality_report.markdown(report), highlight=False, soft_wrap=True)
@@ -108,27 +100,6 @@ def _settings(args: argparse.Namespace) -> Plain:
         "data": str(args.data.resolve()), "model": args.model, "method": method, "rounds": args.rounds,
         "clients": args.clients, "train": args.train, "held_out": args.held_out,
     }  # fmt: skip
-
-
-def _process(out: Path, cell: Cell, tell: Tell) -> None:
-    """Measure a cell in a process of its own: its memory goes with it. Raises MachineError if it fails."""
-    line = [sys.executable, "-m", "experiments.quality", str(out), cell.row, cell.place, str(cell.seed)]
-    with (cells.begun(out, cell) / "log.txt").open("w") as log:
-        child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True)  # this program itself
-    with child:
-        assert child.stdout is not None
-        for said in child.stdout:
-            tell(said.strip())
-    if child.returncode != 0:
-        words = (cells.folder(out, cell) / "log.txt").read_text().strip().splitlines() or ["it said nothing"]
-        raise MachineError(f"cell {cell.name} failed: {words[-1]}")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """One cell, of an experiment's folder, whose settings are there."""
-    folder, row, place, seed = arguments
-    out, cell = Path(folder), Cell(row, place, int(seed))
-    cells.finish(out, cell, measured(cell, cells.settings(out), lambda said: print(said, flush=True)))
 
 
 def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
@@ -206,4 +177,4 @@ class Played:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    pool.child(sys.argv[1:], measured)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments import pages
 from wire.spec import Plain
 
 
@@ -89,12 +88,8 @@ def _each(cell: Plain, way: str) -> float:
 
 def write(report: Plain, folder: Path) -> None:
     """report.json, report.csv, report.md, quality.png."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    pages.save(report, folder)
     (folder / "report.md").write_text(markdown(report) + "\n", encoding="utf-8")
-    with (folder / "report.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Line)])
-        table.writeheader()
-        table.writerows(report["lines"])
     picture(report, folder / "quality.png")
 
 

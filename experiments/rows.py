@@ -11,15 +11,18 @@ from wire.spec import Plain
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Named codecs or stages. Without `down` releases travel as float32 adapters."""
+    """Named codecs or stages. Without `down` releases travel as float32 adapters. `growth` is that of a run's rates."""
 
     up: str | list[Plain]
     down: str | list[Plain] | None = None
+    growth: float | None = None
 
     @property
     def spec(self) -> Plain:
         """The keys of a run spec that say it."""
-        return {"codec": self.up} | ({} if self.down is None else {"downlink": {"codec": self.down}})
+        down = {} if self.down is None else {"downlink": {"codec": self.down}}
+        rates = {} if self.growth is None else {"rates": {"growth": self.growth}}
+        return {"codec": self.up} | down | rates
 
 
 def _both(*stages: Plain) -> Row:
@@ -38,6 +41,7 @@ ROWS: Mapping[str, Row] = {
     "ecsq": Row("ecsq", "ecsq"),
     "rotated_ecsq": Row("rotated_ecsq", "rotated_ecsq"),
     "rotated_ecsq-up": Row("rotated_ecsq"),
+    "rotated_ecsq_rising": Row("rotated_ecsq", "rotated_ecsq", growth=8.0),
     "top_k_int4": _both({"id": "top_k", "fraction": 0.018}, INT4, {"id": "rice"}),
     "chunk_top_k": _both({"id": "chunk_top_k", "kept": 56}),
     "random_k_int4": _both({"id": "random_k", "fraction": 0.044}, INT4),

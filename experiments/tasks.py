@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_client.data import Example, Message
 from experiments import texts
+from experiments.partitions import cut
 from experiments.texts import Texts
 
 ALPHA = 0.5
@@ -62,7 +62,7 @@ def _classification(
     for label in labels:
         some = [example for example in learned if example.messages[1].content == label]
         shares = chance.dirichlet([ALPHA] * devices)
-        for name, part in zip(dealt, _cut(some, shares), strict=True):
+        for name, part in zip(dealt, cut(some, shares), strict=True):
             dealt[name] += part
     held_out = _drawn(test, tested, np.random.Generator(np.random.Philox(key=0)))  # the same for every seed
     return Task({name: part for name, part in dealt.items() if part}, held_out, tuple(labels), question)
@@ -76,9 +76,3 @@ def _drawn(found: Texts, count: int, chance: np.random.Generator) -> list[Exampl
 
 def _asked(text: str, label: str) -> Example:
     return Example(messages=(Message("user", text), Message("assistant", label)))
-
-
-def _cut(some: Sequence[Example], shares: npt.NDArray[np.float64]) -> list[list[Example]]:
-    ends = np.rint(np.cumsum(shares) * len(some)).astype(int)
-    starts = [0, *ends[:-1]]
-    return [list(some[start:end]) for start, end in zip(starts, ends, strict=True)]

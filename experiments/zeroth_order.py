@@ -27,6 +27,7 @@ from edge_client.engines import ENGINES, Tokens
 from edge_client.engines.onnx_engine import OnnxEngine
 from edge_client.methods import METHODS, Method
 from edge_client.participate import peak_rss_bytes
+from experiments import measures
 from experiments.simulation import Simulation, Spent, spec_of
 from experiments.tasks import TASKS, Task
 from wire import run_spec, spec
@@ -36,7 +37,6 @@ from wire.spec import Plain
 
 LENGTH = 64
 """Tokens a sequence, prompt and answer; longer questions are cut."""
-ANSWER_TOKENS = 8
 CORE: Plain = {"id": "lora_sb", "rank": 8, "layers": 6}
 ZO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 15, "epsilon": 5e-3, "learning_rate": 3e-2}
 FO: Plain = {"batch": 8, "sequence_length": LENGTH, "local_steps": 5}
@@ -185,24 +185,21 @@ class Measure:
 
     def point(self, adapter: Vector, rounds: int, spent: Spent) -> Point:
         self._engine.write(adapter)
-        loss, accuracy = self._chosen() if self._labels else (self._mean(self._plain), float("nan"))
+        loss, accuracy = (
+            self._chosen() if self._labels else (measures.mean_loss(self._engine, self._plain), float("nan"))
+        )
         return Point(
             rounds, spent.forwards, round(spent.seconds, 1), spent.bytes_up, round(loss, 4), round(accuracy, 4)
         )
 
-    def _mean(self, sequences: Sequence[Tokens]) -> float:
-        total, targets = self._engine.loss(sequences)
-        return float(total / targets)
-
     def _chosen(self) -> tuple[float, float]:
         """The mean loss of the right answers in nats a target, and how often they are the likeliest as a whole."""
-        found, total, targets = [], 0.0, 0
-        for answers, right in zip(self._answers, self._right, strict=True):
-            sums = [self._engine.loss([answer]) for answer in answers]
-            mine = self._labels.index(right)
-            total, targets = total + sums[mine][0], targets + sums[mine][1]
-            found.append(int(np.argmin([s for s, _ in sums])) == mine)
-        return total / targets, float(np.mean(found))
+        mine = [self._labels.index(right) for right in self._right]
+        sums = measures.chosen(self._engine, self._answers)
+        targets = sum(answers[i].targets for answers, i in zip(self._answers, mine, strict=True))
+        total = sum(float(found[i]) for found, i in zip(sums, mine, strict=True))
+        right = [int(np.argmin(found)) == i for found, i in zip(sums, mine, strict=True)]
+        return total / targets, float(np.mean(right))
 
 
 def _answered(example: Example, label: str) -> Example:
@@ -211,18 +208,9 @@ def _answered(example: Example, label: str) -> Example:
 
 def _tokens(engine: Any, examples: Sequence[Example], question: str) -> list[Tokens]:
     """Tokenized, with questions cut so that the answer fits."""
-    room = LENGTH - len(engine.text.prompt(f"\n{question}", raw=False)) - ANSWER_TOKENS
-    short = [_short(engine, example, question, room) for example in examples]
+    short = [measures.shortened(engine, example, LENGTH, f"\n{question}") for example in examples]
     sequences: list[Tokens] = engine.tokenize(short, LENGTH)
     return sequences
-
-
-def _short(engine: Any, example: Example, question: str, room: int) -> Example:
-    if not example.messages:
-        return example
-    asked, *rest = example.messages
-    kept = engine.text.decoded(engine.text.ids(asked.content)[:room])
-    return Example(messages=(Message(asked.role, f"{kept}\n{question}"), *rest))
 
 
 def _place(folder: Path, row: str, seed: int) -> Path:

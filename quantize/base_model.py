@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize import sources, tensors
+from quantize.emulator import KEPT, Emulator
 from quantize.errors import NoRoom, QuantizeError
 from quantize.formats import FORMATS, SCHEMES, Scheme, is_linear, is_norm, scheme_for
 from quantize.sources import Source, file_digest
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 """Called with (tensors done, tensors in all)."""
 MANIFEST, WEIGHTS = "edgetune-base.json", "model.safetensors"
 SCHEMA = "edgetune-base-1"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class QuantizedBase:
@@ -51,6 +53,29 @@ class QuantizedBase:
         """Module name -> width of every norm, in the model's order."""
         found = [(name.removesuffix(".weight"), self.shape(name)) for name in self.names() if is_norm(name)]
         return {module: shape[0] for module, shape in sorted(found, key=lambda item: _natural(item[0]))}
+
+    def biases(self) -> Mapping[str, int]:
+        """Module name -> width of every linear layer's bias."""
+        return {m: rows for m, (rows, _) in self.linears().items() if f"{m}.bias" in self._manifest["tensors"]}
+
+    @property
+    def kept_layers(self) -> tuple[int, ...] | None:
+        """Of an emulator: which layers of the whole model it has."""
+        kept = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get(KEPT)
+        return None if kept is None else tuple(kept)
+
+    def embedding(self) -> tuple[int, int]:
+        """Tokens of the vocabulary, and the width of their embeddings."""
+        tokens, width = self.shape(EMBEDDING)
+        return tokens, width
+
+    def embeddings(self, tokens: Sequence[int]) -> Array:
+        """The rows of `tokens` as float32 [len(tokens), width]. Only theirs are read: a table can be half of a model."""
+        shape, parts = self.embedding(), self.parts(EMBEDDING)
+        if any(len(part) != shape[0] for part in parts.values()):
+            return self.dequantized(EMBEDDING)[list(tokens)]
+        chosen = {suffix: part[list(tokens)] for suffix, part in parts.items()}
+        return SCHEMES[self.scheme(EMBEDDING)].decode(chosen, (len(tokens), shape[1]))
 
     def names(self) -> list[str]:
         return list(self._manifest["tensors"])
@@ -106,8 +131,12 @@ def open_base(folder: Path) -> QuantizedBase:
     return QuantizedBase(folder, manifest)
 
 
-def build(model: str, base_format: str, out: Path, progress: Progress | None = None) -> QuantizedBase:
-    """Make a quantized base in the new folder `out`: all of it, or nothing. Raises QuantizeError, NoRoom."""
+def build(
+    model: str, base_format: str, out: Path, progress: Progress | None = None, keep: Sequence[int] | None = None
+) -> QuantizedBase:
+    """Make a quantized base in the new folder `out`, of the layers `keep` alone if given: all of it, or nothing.
+
+    Raises QuantizeError, NoRoom."""
     if base_format not in FORMATS:
         raise QuantizeError(f"unknown format {base_format!r}; choose one of {', '.join(sorted(FORMATS))}")
     if out.exists():
@@ -115,6 +144,7 @@ def build(model: str, base_format: str, out: Path, progress: Progress | None = N
     with _aside(out) as folder:
         download = folder / "download"
         source = sources.resolve(model, download)
+        source = source if keep is None else Emulator(source, keep)
         _fill(folder, source, base_format, progress)
         shutil.rmtree(download, ignore_errors=True)
         folder.rename(out)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantize.base_model import QuantizedBase, build
+from quantize.emulator import parse
 from quantize.formats import FORMATS
 from quantize.sources import BUILT_IN
 
@@ -17,6 +19,7 @@ examples:
   edgetune quantize smollm2-135m --format int4-onnx --out bases/smollm2-int4
   edgetune quantize ./Llama-3.2-1B --format int8 --out bases/llama-int8
   edgetune quantize model.gguf --format nf4 --out bases/mine
+  edgetune quantize smollm2-135m --keep-layers 0,3,6,9,12,15,18,21,24-29 --out bases/emulator
 """
 
 
@@ -29,12 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=sorted(FORMATS), default="nf4", help="of the linear layers; default: %(default)s"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    parser.add_argument(
+        "--keep-layers",
+        metavar="LAYERS",
+        help="an emulator: leave the others out (docs/emulators.md); such as 0,4,8,24-29",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    base = build(args.model, args.format, args.out) if args.json else _shown(args.model, args.format, args.out)
+    keep = None if args.keep_layers is None else parse(args.keep_layers)
+    made = build if args.json else _shown
+    base = made(args.model, args.format, args.out, keep=keep)
     seconds = time.monotonic() - started
     if args.json:
         shown = {"out": str(args.out), "format": base.format, "identity": base.identity, "bytes": base.bytes_on_disk}
@@ -46,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(model: str, base_format: str, out: Path) -> QuantizedBase:
+def _shown(model: str, base_format: str, out: Path, keep: Sequence[int] | None) -> QuantizedBase:
     from tqdm import tqdm
 
     with tqdm(desc=f"{model} to {base_format}", disable=None, leave=False, unit="tensor") as bar:
@@ -55,4 +65,4 @@ def _shown(model: str, base_format: str, out: Path) -> QuantizedBase:
             bar.total = total
             bar.update(done - bar.n)
 
-        return build(model, base_format, out, show)
+        return build(model, base_format, out, show, keep)

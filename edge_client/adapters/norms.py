@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from edge_client.adapters import Base, Placement
-from edge_client.adapters.low_rank import layer_number
-from wire.delta import Layout, Tensor, Vector
+from wire.delta import Layout, Tensor, Vector, layer_number
 from wire.errors import SpecError
 
 
@@ -25,6 +24,9 @@ class NormGains:
         if self.layers is not None and self.layers < 1:
             raise ValueError("layers must be at least 1")
 
+    def narrowed(self, rank: int) -> NormGains:
+        return self
+
     def layout(self, base: Base) -> Layout:
         widths = base.norms()
         if not widths:
@@ -35,9 +37,12 @@ class NormGains:
         kept = [module for module, number in numbers.items() if number is None or number >= first]
         return Layout(tuple(Tensor(f"{module}.gain", (widths[module],), "gain") for module in kept))
 
-    def initial(self, layout: Layout, seed: int) -> Vector:
+    def personal(self, base: Base) -> Layout | None:
+        return None
+
+    def initial(self, layout: Layout, seed: int, base: Base | None = None) -> Vector:
         return np.zeros(layout.size, np.float32)
 
     def placement(self, base: Base) -> Placement:
         places = {tensor.name.removesuffix(".gain"): place for tensor, place in self.layout(base).slices()}
-        return Placement(0, 1.0, {}, places)
+        return Placement(gains=places)

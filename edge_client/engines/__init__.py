@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.data import Example
-from wire.delta import Layout, Vector
+from wire.delta import HISTORY, Layout, Vector
 
 Ids = npt.NDArray[np.int32]
 IGNORE = -100
@@ -85,8 +85,9 @@ class GradEngine(Engine, Protocol):
     def read(self) -> Vector:
         """A copy of the adapter, float32 [layout.size]."""
 
-    def start(self, optimizer: Optimizer) -> None:
-        """Forget all optimizer state; the next `step` is the first, and tunes everything."""
+    def start(self, optimizer: Optimizer, chosen: Sequence[int] | None = None) -> None:
+        """Forget all optimizer state; the next `step` is the first. Steps tune the tensors of these numbers in the layout
+        alone; None: all but what is history."""
 
     def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
         """One optimizer step on the mean loss of `batch`; returns that loss in nats. Raises MachineError if not finite."""
@@ -114,7 +115,20 @@ class HybridEngine(GradEngine, Protocol):
 
 ENGINES: Mapping[str, str] = {
     "onnx": "edge_client.engines.onnx_engine:OnnxEngine",
+    "split": "edge_client.engines.split_engine:SplitEngine",
     "torch": "edge_client.engines.torch_engine:TorchEngine",
     "toy": "edge_client.engines.toy:ToyEngine",
 }
-"""Engine id -> class. Each has `load(base, adapter, layout, max_memory)` and `missing() -> str | None`."""
+"""Engine id -> class; `layout` is the adapter's whole one. Each has `load(base, adapter, layout, max_memory)` and
+`missing() -> str | None`."""
+BROUGHT_BY: Mapping[str, str] = {"split": "torch"}
+"""The extra that brings an engine, where it has another name."""
+
+
+def tuned_numbers(layout: Layout, chosen: Sequence[int] | None = None) -> list[int]:
+    """The numbers of the tensors that steps tune: `chosen`, or all but what is history. Raises ValueError for none."""
+    found = [number for number, tensor in enumerate(layout.tensors) if tensor.role not in HISTORY]
+    found = found if chosen is None else sorted(chosen)
+    if not found:
+        raise ValueError("no tensor to tune")
+    return found

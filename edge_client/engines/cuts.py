@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from edge_client.adapters.low_rank import layer_number
-from wire.delta import Layout
+from wire.delta import Layout, layer_number
 from wire.errors import SpecError
 
 
@@ -18,6 +18,12 @@ class Cut:
 
 
 WHOLE = Cut(0, 0)
+
+
+def lowest(layout: Layout, tuned: Sequence[int], layers: int) -> int:
+    """The lowest layer with a tensor of the numbers `tuned`; the last one, if they all lie outside of layers."""
+    numbers = [layer_number(layout.tensors[number].name) for number in tuned]
+    return min((number for number in numbers if number is not None), default=layers - 1)
 
 
 def at(layout: Layout, layer: int, layers: int) -> Cut:

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.adapters import Adapter, Placement
-from edge_client.adapters.low_rank import layer_number
+from edge_client.adapters import Adapter
 from edge_client.data import Example
 from edge_client.engines import IGNORE, Tokens, onnx_graph
+from edge_client.engines.kept import KEPT_BYTES, Kept
 from edge_client.engines.memory import give_back
 from edge_client.engines.onnx_graph import Shape
 from edge_client.engines.text import Text
 from quantize import QuantizedBase
 from wire.delta import Layout, Vector
-from wire.errors import BaseModelError, MachineError
+from wire.errors import BaseModelError, MachineError, SpecError
 
 MIB = 1 << 20
 TOKENS_AT_ONCE = 128
@@ -33,8 +33,6 @@ ROWS_AT_ONCE = 32
 """Rows of logits in memory at once: 6 MB each copy at a vocabulary of 49,152."""
 RUNTIME_BYTES = 130 * MIB
 """A process that has imported onnxruntime, numpy, tokenizers and grpc, with the tokenizer loaded."""
-KEPT_BYTES = 64 * MIB
-"""Hidden states kept of sequences, where nothing says how much memory there is."""
 
 
 class OnnxEngine:
@@ -49,12 +47,15 @@ class OnnxEngine:
         self._config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
         self._shape = Shape.of(self._config)
         self._adapter = adapter
-        self._kept = Kept(kept_bytes)
+        self._kept: Kept[Vector] = Kept(kept_bytes)
         self.text = Text(base.folder)
         self._vector = np.zeros(layout.size, np.float32)
         self._table = base.parts("model.embed_tokens.weight")
         placement = adapter.placement(base)
-        first = first_tuned(placement, self._shape.layers)
+        if placement.prefix is not None:
+            raise SpecError("--engine onnx puts no keys and values before a text; use --engine torch, or tune a prompt")
+        self._prompt = placement.prompt
+        first = self._shape.layers if placement.lowest is None else placement.lowest
         base.give_back()
         self._below = self._session(onnx_graph.below(base, self._shape, first)) if first else None
         self._body = self._session(onnx_graph.body(base, self._shape, placement, layout, False, first))
@@ -121,8 +122,7 @@ class OnnxEngine:
         past = self._empty_past()
         seen = 0
         while len(answer) < max_new_tokens:
-            logits, past = self._continued(given, seen, past)
-            seen += len(given)
+            logits, past, seen = self._continued(given, seen, past)
             token = drawn(logits, temperature, chance)
             if token == self.text.end:
                 break
@@ -135,15 +135,16 @@ class OnnxEngine:
         self._base.give_back()
         return onnx_graph.body(self._base, self._shape, placement, self.layout, cached=True)
 
-    def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any]]:
-        """Logits after `given` tokens, of which `seen` others came before; and the keys and values of all."""
+    def _continued(self, given: list[int], seen: int, past: dict[str, Any]) -> tuple[Vector, dict[str, Any], int]:
+        """Logits after `given` tokens, before which `seen` others came; the keys and values of all, and how many they are."""
         entering = self._embedded(np.array([given], np.int64))
-        feeds = self._feeds(entering, self._vector[None], np.array([len(given) - 1], np.int64), seen) | past
+        entering = entering if seen else self._after_prompts(entering, self._vector[None])
+        feeds = self._feeds(entering, self._vector[None], np.array([entering.shape[1] - 1], np.int64), seen) | past
         names = [f"present_{part}_{n}" for n in range(self._shape.layers) for part in ("key", "value")]
         rows, *present = self._generator.run(["rows", *names], feeds)
         (logits,) = self._head.run(["logits"], {"rows": rows, "targets": np.zeros((1, 1), np.int64)})
         kept = {name.replace("present", "past"): value for name, value in zip(names, present, strict=True)}
-        return logits[0], kept
+        return logits[0], kept, seen + entering.shape[1]
 
     def _empty_past(self) -> dict[str, Any]:
         empty = np.zeros((1, self._shape.kv_heads, 0, self._shape.head), np.float32)
@@ -154,9 +155,11 @@ class OnnxEngine:
         total, count = np.zeros(len(adapters)), 0
         for some in _within(sequences, TOKENS_AT_ONCE // len(adapters)):
             ids, wanted = _padded(some)
+            entering = self._after_prompts(np.tile(self._entering(some, ids), (len(adapters), 1, 1)), adapters)
+            wanted = np.pad(wanted, ((0, 0), (entering.shape[1] - ids.shape[1], 0)), constant_values=IGNORE)
             where = np.flatnonzero(wanted != IGNORE)
             every = np.concatenate([where + k * wanted.size for k in range(len(adapters))])
-            (rows,) = self._body.run(["rows"], self._feeds(self._entering(some, ids), adapters, every, 0))
+            (rows,) = self._body.run(["rows"], self._feeds(entering, adapters, every, 0))
             targets = np.tile(wanted.reshape(-1)[where], len(adapters))
             total += self._nll(rows, targets).reshape(len(adapters), -1).sum(axis=1, dtype=np.float64)
             count += len(where)
@@ -171,9 +174,16 @@ class OnnxEngine:
             return _stacked([hidden for hidden in held if hidden is not None], ids.shape[1])
         (found,) = self._below.run(["hidden"], self._frame(self._embedded(ids), 1, 0))
         for sequence, hidden in zip(some, found, strict=True):
-            self._kept.put(sequence, hidden[: len(sequence.ids)])
+            self._kept.put(sequence, hidden[: len(sequence.ids)].copy())
         entering: Vector = found
         return entering
+
+    def _after_prompts(self, entering: Vector, adapters: Vector) -> Vector:
+        """[K · B, T, D] with each adapter's soft prompt before its B texts, where it has one."""
+        if self._prompt is None:
+            return entering
+        prompts = np.stack([self._prompt.rows(adapter) for adapter in adapters])
+        return np.concatenate([np.repeat(prompts, len(entering) // len(adapters), axis=0), entering], axis=1)
 
     def _nll(self, rows: Vector, targets: npt.NDArray[np.int64]) -> Vector:
         parts = []
@@ -187,14 +197,14 @@ class OnnxEngine:
         return self._frame(entering, len(adapters), seen) | {"adapter": adapters, "where": where}
 
     def _frame(self, entering: Vector, copies: int, seen: int) -> dict[str, Any]:
-        """What every graph of layers is given: `copies` of [B, T, D], after `seen` tokens."""
-        sequences, length, _ = entering.shape
+        """What every graph of layers is given: [copies · B, T, D], after `seen` tokens."""
+        rows, length, _ = entering.shape
         cos, sin = self._rotation(seen + length)
         return {
-            "entering": np.tile(entering, (copies, 1, 1)),
-            "by_adapter": np.array([copies, sequences * length, -1], np.int64),
-            "by_sequence": np.array([copies * sequences, length, -1], np.int64),
-            "lengths": np.full(copies * sequences, seen + length - 1, np.int32),
+            "entering": entering,
+            "by_adapter": np.array([copies, rows // copies * length, -1], np.int64),
+            "by_sequence": np.array([rows, length, -1], np.int64),
+            "lengths": np.full(rows, seen + length - 1, np.int32),
             "total": np.array(seen + length, np.int32),
             "cos": cos,
             "sin": sin,
@@ -229,39 +239,6 @@ class OnnxEngine:
 def expected_memory(base: QuantizedBase, adapter_size: int) -> int:
     """Bytes of the whole process: the base's file, the packed copy that onnxruntime makes of it, one pass, the adapter."""
     return RUNTIME_BYTES + int(1.6 * base.bytes_on_disk) + 40 * MIB + 8 * adapter_size * 4
-
-
-class Kept:
-    """Hidden states of the sequences used last, float32 [T, D] each, within `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, 0
-        self._held: dict[Tokens, Vector] = {}
-
-    def get(self, sequence: Tokens) -> Vector | None:
-        hidden = self._held.pop(sequence, None)
-        if hidden is not None:
-            self._held[sequence] = hidden  # the newest again
-        return hidden
-
-    def put(self, sequence: Tokens, hidden: Vector) -> None:
-        self._drop(sequence)
-        if hidden.nbytes > self._limit:
-            return
-        self._held[sequence] = hidden.copy()
-        self._bytes += hidden.nbytes
-        while self._bytes > self._limit:
-            self._drop(next(iter(self._held)))
-
-    def _drop(self, sequence: Tokens) -> None:
-        hidden = self._held.pop(sequence, None)
-        self._bytes -= 0 if hidden is None else hidden.nbytes
-
-
-def first_tuned(placement: Placement, layers: int) -> int:
-    """The first layer that an adapter changes; `layers` if it changes none (the last norm alone, say)."""
-    numbers = [layer_number(module) for module in (*placement.linears, *placement.gains)]
-    return min((n for n in numbers if n is not None), default=layers)
 
 
 def cores() -> int:

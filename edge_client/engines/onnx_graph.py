@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.adapters import LowRank, Placement
+from edge_client.adapters import Bottleneck, LowRank, Placement
 from edge_client.engines.onnx_file import CONTRIB, External, Graph
 from quantize import QuantizedBase
 from wire.delta import Layout
@@ -75,7 +75,7 @@ def body(
 
 def below(base: QuantizedBase, shape: Shape, first: int) -> bytes:
     """The layers before `first`, where nothing is tuned: embeddings to the hidden states that enter layer `first`."""
-    return _Body(base, shape, Placement(0, 1.0, {}, {}), False).below(first)
+    return _Body(base, shape, Placement(), False).below(first)
 
 
 def head(base: QuantizedBase, shape: Shape) -> bytes:
@@ -239,15 +239,24 @@ class _Body:
         y = self._frozen(f"{module}.weight", x)
         if f"{module}.bias" in self._names:
             y = g.add("Add", [y, _external(g, self._base, f"{module}.bias", "")])
-        tuned = self._placement.linears.get(module)
-        return y if tuned is None else g.add("Add", [y, self._low_rank(tuned, x)])
+        if (bias := self._placement.biases.get(module)) is not None:
+            y = g.add("Add", [y, self._parts[bias.start]])
+        for term in self._placement.linears.get(module, ()):
+            y = g.add("Add", [y, self._low_rank(term, x)])
+        following = self._placement.bottlenecks.get(module)
+        return y if following is None else g.add("Add", [y, self._bottleneck(following, y)])
+
+    def _bottleneck(self, part: Bottleneck, y: str) -> str:
+        g = self._graph
+        inner = g.add("Gelu", [g.add("MatMul", [y, self._transposed(part.down)])])
+        return g.add("MatMul", [inner, self._transposed(part.up)])
 
     def _low_rank(self, tuned: LowRank, x: str) -> str:
         g = self._graph
         h = g.add("MatMul", [x, self._transposed(tuned.a)])
         if tuned.core is not None:
             h = g.add("MatMul", [h, self._transposed(tuned.core)])
-        h = g.add("Mul", [h, _float(g, self._placement.scale)])
+        h = g.add("Mul", [h, _float(g, tuned.scale)])
         return g.add("MatMul", [h, self._transposed(tuned.b)])
 
     def _transposed(self, part: Any) -> str:

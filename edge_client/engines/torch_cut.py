@@ -13,8 +13,9 @@ class _Reached(Exception):
     """The cut: nothing above it is to be computed."""
 
 
-def entering(body: Any, cut: Cut, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-    """What enters the first layer above for `ids` [B, T]: hidden states [B, T, D], and what layers are given beside them."""
+def entering(body: Any, cut: Cut, given: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What enters the first layer above when the body is `given` that: hidden states [B, T, D], and what layers take beside
+    them."""
     found: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def stop(layer: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> None:
@@ -23,7 +24,7 @@ def entering(body: Any, cut: Cut, ids: torch.Tensor) -> tuple[torch.Tensor, dict
 
     hook = body.layers[cut.layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        body(input_ids=ids, use_cache=False)
+        body(**given, use_cache=False)
     except _Reached:
         pass
     finally:

@@ -13,13 +13,25 @@ import torch
 
 from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens, cuts, torch_cut, torch_loss, torch_memory, torch_model
+from edge_client.engines import (
+    IGNORE,
+    Optimizer,
+    Tokens,
+    cuts,
+    torch_cut,
+    torch_loss,
+    torch_memory,
+    torch_model,
+    tuned_numbers,
+)
 from edge_client.engines.cuts import Cut
+from edge_client.engines.kept import KEPT_BYTES
 from edge_client.engines.memory import give_back
 from edge_client.engines.text import Text
 from edge_client.engines.torch_linear import compute_in
+from edge_client.engines.torch_lower import Lower
 from quantize import QuantizedBase
-from wire.delta import Layout, Vector
+from wire.delta import Layout, Vector, layer_number
 from wire.errors import MachineError
 
 MEASURED_AT_ONCE = 2
@@ -31,6 +43,8 @@ class TorchEngine:
 
     gradients = True
     cuts = True
+    keeps = True
+    """Whether what enters the lowest tuned layer is computed once a sequence."""
 
     def __init__(
         self, base: QuantizedBase, adapter: Adapter, layout: Layout, max_memory: int | None, device: torch.device
@@ -38,18 +52,18 @@ class TorchEngine:
         self.layout, self._device, self._limit = layout, device, max_memory
         self._base_bytes = torch_memory.resident(base)
         self.text = Text(base.folder)
-        self._model, self._factors = torch_model.build(base, adapter.placement(base), layout, device)
+        self._model, self._factors, self._front = torch_model.build(base, adapter.placement(base), layout, device)
         inner = self._model.base_model.model if hasattr(self._model, "peft_config") else self._model
         self._body = inner.model
         self._head: torch.Tensor = self._model.get_output_embeddings().weight
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
-        for factor in self._factors:
-            factor.requires_grad_(True)
         self._plan: torch_memory.Plan | None = None
         self._checkpointing = False
         self._entered: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cut = cuts.WHOLE
+        self._tuned: list[int] = []
+        self._lower: Lower | None = None
         self.start(Optimizer())
         give_back()
 
@@ -76,6 +90,8 @@ class TorchEngine:
         return self.text.sequences(examples, length)
 
     def write(self, vector: Vector) -> None:
+        if self._lower is not None and self._changes_below(vector):
+            self._lower.forget()
         self._write(vector, len(self._factors))
 
     def _write(self, vector: Vector, count: int) -> None:
@@ -83,8 +99,18 @@ class TorchEngine:
             for factor, (tensor, place) in zip(self._factors[:count], self.layout.slices(), strict=False):
                 factor.copy_(torch.tensor(vector[place]).view(tensor.shape))
 
+    def _changes_below(self, vector: Vector) -> bool:
+        """Whether `vector` says something else of the layers below the lowest tuned one."""
+        lowest = self._lowest
+        beneath = [
+            (factor, vector[place])
+            for factor, (tensor, place) in zip(self._factors, self.layout.slices(), strict=True)
+            if (layer := layer_number(tensor.name)) is not None and layer < lowest
+        ]
+        return any(not np.array_equal(held.detach().cpu().numpy().reshape(-1), new) for held, new in beneath)
+
     def _upper(self) -> list[Any]:
-        return self._factors[self._cut.tensors :]
+        return [self._factors[number] for number in self._tuned]
 
     def read(self) -> Vector:
         return np.concatenate([factor.detach().cpu().numpy().reshape(-1) for factor in self._factors])
@@ -110,21 +136,22 @@ class TorchEngine:
             found.append(total / count)
         return np.array(found)
 
-    def start(self, optimizer: Optimizer) -> None:
-        self._begin(optimizer, cuts.WHOLE)
+    def start(self, optimizer: Optimizer, chosen: Sequence[int] | None = None) -> None:
+        self._begin(optimizer, cuts.WHOLE, tuned_numbers(self.layout, chosen))
 
     def start_above(self, optimizer: Optimizer, layers: int | None, batch: int, length: int) -> int:
         config = self._model.config
         every = int(config.num_hidden_layers)
         wanted = layers or torch_memory.affordable(config, self._fixed(), self.layout.size, batch, length, self._limit)
-        self._begin(optimizer, cuts.at(self.layout, max(0, every - wanted), every))
+        cut = cuts.at(self.layout, max(0, every - wanted), every)
+        self._begin(optimizer, cut, [number for number in tuned_numbers(self.layout) if number >= cut.tensors])
         return self._cut.tensors
 
-    def _begin(self, optimizer: Optimizer, cut: Cut) -> None:
-        if cut != self._cut:
-            self._cut, self._plan = cut, None
+    def _begin(self, optimizer: Optimizer, cut: Cut, tuned: list[int]) -> None:
+        if (cut, tuned) != (self._cut, self._tuned):
+            self._cut, self._tuned, self._plan, self._lower = cut, tuned, None, None
             for number, factor in enumerate(self._factors):
-                factor.requires_grad_(number >= cut.tensors)
+                factor.requires_grad_(number in tuned)
         self._clip = optimizer.clip_norm
         if optimizer.id == "sgd":
             self._optimizer: Any = torch.optim.SGD(self._upper(), lr=0.0, weight_decay=optimizer.weight_decay)
@@ -160,7 +187,7 @@ class TorchEngine:
             self.write_below(adapter)
             with torch.no_grad():
                 terms = [
-                    (by.double() * torch_cut.entering(self._body, self._cut, ids)[0].double()).sum()
+                    (by.double() * torch_cut.entering(self._body, self._cut, self._front.given(ids))[0].double()).sum()
                     for ids, by in self._entered
                 ]
             found.append(float(sum(terms)))
@@ -178,7 +205,9 @@ class TorchEngine:
         past = None
         with torch.no_grad():
             while len(answer) < max_new_tokens:
-                out = self._body(input_ids=self._ids([given]), use_cache=True, past_key_values=past)
+                ids = self._ids([given])
+                told = self._front.begun(ids) if past is None else {"input_ids": ids, "past_key_values": past}
+                out = self._body(**told, use_cache=True)
                 logits = (out.last_hidden_state[0, -1].to(self._head.dtype) @ self._head.T).float().cpu()
                 token = _drawn(logits, temperature, chance)
                 if token == self.text.end:
@@ -189,9 +218,9 @@ class TorchEngine:
 
     def expected_memory(self, batch: int, length: int) -> torch_memory.Plan:
         """How a step of `batch` sequences of `length` tokens would be computed, and the bytes it would need."""
-        layers = int(self._model.config.num_hidden_layers) - self._cut.layer
+        layers = int(self._model.config.num_hidden_layers) - max(self._cut.layer, self._lowest)
         return torch_memory.plan(
-            self._model.config, self._fixed(), self.layout.size, batch, length, self._limit, layers
+            self._model.config, self._fixed(), self.layout.size, batch, length + self._front.length, self._limit, layers
         )
 
     def _fixed(self) -> int:
@@ -206,6 +235,16 @@ class TorchEngine:
             elif self._checkpointing:
                 self._model.gradient_checkpointing_disable()
             self._checkpointing = self._plan.checkpoint
+            if self._lowest and not self._cut.layer:
+                spare = KEPT_BYTES if self._limit is None else max(0, self._limit - self._plan.expected)
+                self._lower = Lower(self._body, self._lowest, spare)
+
+    @property
+    def _lowest(self) -> int:
+        """The layer below which nothing is tuned and nothing comes before the text; 0 where the whole is computed at once."""
+        if not self.keeps or self._front.length:
+            return 0
+        return cuts.lowest(self.layout, self._tuned, int(self._model.config.num_hidden_layers))
 
     def _planned(self) -> torch_memory.Plan:
         assert self._plan is not None, "_fit comes first"
@@ -214,25 +253,32 @@ class TorchEngine:
     def _backward(self, some: Sequence[Tokens], targets: int) -> float:
         ids, labels = self._padded(some)
         there = labels != IGNORE
-        hidden = self._hidden(ids)
+        hidden = self._hidden(some, ids)
         loss = torch_loss.RowLoss.apply(hidden[there], self._head, labels[there]) / targets
         loss.backward()
         return float(loss.detach())
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, some: Sequence[Tokens], ids: torch.Tensor) -> torch.Tensor:
         """The last hidden states [B, T, D], with a gradient; below a cut there is none, and what enters above it is kept."""
+        if self._lower is not None:
+            return self._lower.last_hidden(some, self._device)
         if not self._cut.layer:
-            whole: torch.Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
-            return whole
+            return self._whole(ids)
+        given = self._front.given(ids)
         with torch.no_grad():
-            entering, settings = torch_cut.entering(self._body, self._cut, ids)
+            entering, settings = torch_cut.entering(self._body, self._cut, given)
         entering.requires_grad_().register_hook(lambda by: self._entered.append((ids, by.detach())))
-        return torch_cut.above(self._body, self._cut, entering, settings)
+        return torch_cut.above(self._body, self._cut, entering, settings)[:, self._front.shown :]
+
+    def _whole(self, ids: torch.Tensor) -> torch.Tensor:
+        """The last hidden states [B, T, D] of a pass through all layers."""
+        hidden: torch.Tensor = self._body(**self._front.given(ids), use_cache=False).last_hidden_state
+        return hidden[:, self._front.shown :]
 
     def _rows(self, some: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, D] that predict, and what they should predict, int64 [N]."""
         ids, labels = self._padded(some)
-        hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = self._whole(ids)
         there = labels != IGNORE
         return hidden[there], labels[there]
 

@@ -11,18 +11,53 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from edge_client.adapters import LowRank, Placement
+from edge_client.engines import torch_added
+from edge_client.engines.torch_front import Front, PrefixFront, front
 from edge_client.engines.torch_linear import Float32Embedding, linear, tensor
 from quantize import QuantizedBase
-from wire.delta import Layout
+from wire.delta import Layout, Vector
 from wire.errors import BaseModelError
 
 
-def build(base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device) -> tuple[Any, list[Any]]:
-    """A model with float32 adapters on a frozen quantized base, and the tuned parameters in the layout's order.
+def build(
+    base: QuantizedBase, placement: Placement, layout: Layout, device: torch.device
+) -> tuple[Any, list[Any], Front]:
+    """A model with float32 adapters on a frozen quantized base, the tuned parameters in the layout's order, and what comes before
+    a text.
 
-    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms. No float
-    copy of the base is made.
+    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
+    bottlenecks as hooks of the layers. No float copy of the base is made.
     """
+    model = frozen(base, device)
+    before, found = front(model, placement, device)
+    tuned: dict[int, Any] = {**found}
+    for module, place in placement.gains.items():
+        tuned[place.start] = _gain(model.get_submodule(module), device)
+    for module, place in placement.biases.items():
+        tuned[place.start] = torch_added.bias(model.get_submodule(module), device)
+    for module, bottleneck in placement.bottlenecks.items():
+        tuned |= torch_added.bottleneck(model.get_submodule(module), bottleneck, device)
+    if placement.linears:
+        model = _with_lora(model, placement)
+        for module, terms in placement.linears.items():
+            for number, term in enumerate(terms):
+                tuned |= _low_rank(model.base_model.model.get_submodule(module), _term(number), term, device)
+    return model, [tuned[place.start] for _, place in layout.slices()], before
+
+
+def prefix_of(base: QuantizedBase, placement: Placement, layout: Layout, vector: Vector) -> Vector:
+    """Keys and values of a prefix, float32 [length, layers · 2 · kv]: each layer's keys, then its values."""
+    _, factors, before = build(base, placement, layout, torch.device("cpu"))
+    assert isinstance(before, PrefixFront), "asked of a placement with a prefix"
+    with torch.no_grad():
+        for factor, (tensor_, place) in zip(factors, layout.slices(), strict=True):
+            factor.copy_(torch.tensor(vector[place]).view(tensor_.shape))
+        rows: Vector = before.rows().numpy()
+    return rows
+
+
+def frozen(base: QuantizedBase, device: torch.device) -> Any:
+    """The model of a base, nothing of it tuned. On the CPU its weights are the base's file, read as they are used."""
     _quiet()
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,14 +65,9 @@ def build(base: QuantizedBase, placement: Placement, layout: Layout, device: tor
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _fill(model, base, device)
-    tuned: dict[int, Any] = {}
-    for module, place in placement.gains.items():
-        tuned[place.start] = _gain(model.get_submodule(module), device)
-    if placement.linears:
-        model = _with_lora(model, placement)
-        for module, part in placement.linears.items():
-            tuned |= _low_rank(model.base_model.model.get_submodule(module), part, device)
-    return model, [tuned[place.start] for _, place in layout.slices()]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _fill(model: Any, base: QuantizedBase, device: torch.device) -> None:
@@ -75,24 +105,42 @@ def _put(model: Any, name: str, module: nn.Module) -> None:
 
 
 def _with_lora(model: Any, placement: Placement) -> Any:
+    """peft's model with an adapter for each number of a term, all of them active."""
     import peft
 
-    config = peft.LoraConfig(
-        r=placement.rank,
-        lora_alpha=placement.scale * placement.rank,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=list(placement.linears),
+    numbers = range(max(map(len, placement.linears.values())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
+        made = peft.get_peft_model(model, _config(placement, 0), adapter_name=_term(0))
+        for number in numbers[1:]:
+            made.add_adapter(_term(number), _config(placement, number))
+    made.base_model.set_adapter([_term(number) for number in numbers])
+    return made
+
+
+def _term(number: int) -> str:
+    """What peft calls the adapter of a term."""
+    return f"term_{number}" if number else "default"
+
+
+def _config(placement: Placement, number: int) -> Any:
+    import peft
+
+    having = {module: terms[number] for module, terms in placement.linears.items() if len(terms) > number}
+    term = next(iter(having.values()))
+    return peft.LoraConfig(
+        r=term.rank,
+        lora_alpha=term.scale * term.rank,  # type: ignore[arg-type]  # peft takes any number
+        target_modules=list(having),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a name that transformers renamed
-        return peft.get_peft_model(model, config)
 
 
-def _low_rank(layer: Any, part: LowRank, device: torch.device) -> dict[int, Any]:
-    """Fill peft's factors of one layer; the tuned ones by where they start in the flat vector."""
-    a, b = layer.lora_A["default"], layer.lora_B["default"]
+def _low_rank(layer: Any, name: str, part: LowRank, device: torch.device) -> dict[int, Any]:
+    """Fill peft's factors of one term of a layer; the tuned ones by where they start in the flat vector."""
+    a, b = layer.lora_A[name], layer.lora_B[name]
     tuned = {}
     for factor, place in ((a, part.a), (b, part.b)):
         if isinstance(place, slice):

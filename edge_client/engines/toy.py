@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.adapters import Adapter, parts
+from edge_client.adapters import Adapter, LowRank
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens
+from edge_client.engines import IGNORE, Optimizer, Tokens, tuned_numbers
 from edge_client.engines.sequences import answered, packed
 from wire import spec
 from wire.delta import Layout, Vector
-from wire.errors import MachineError
+from wire.errors import MachineError, SpecError
 
 BYTES = 256
 END = 0
@@ -38,6 +38,15 @@ class ToyBase:
     def norms(self) -> Mapping[str, int]:
         return {}
 
+    def biases(self) -> Mapping[str, int]:
+        return {}
+
+    def embedding(self) -> tuple[int, int]:
+        return 0, 0
+
+    def embeddings(self, tokens: Sequence[int]) -> Matrix:
+        raise SpecError("the toy base has no embedding")
+
     def dequantized(self, name: str) -> Matrix:
         return np.zeros((BYTES, BYTES), np.float32)
 
@@ -50,9 +59,7 @@ class ToyEngine:
 
     def __init__(self, base: ToyBase, adapter: Adapter, layout: Layout) -> None:
         self.layout = layout
-        placement = adapter.placement(base)
-        self._scale, self._rank = np.float32(placement.scale), placement.rank
-        self._part = placement.linears["bigram"]
+        self._terms = adapter.placement(base).linears["bigram"]
         self._vector = np.zeros(layout.size, np.float32)
         self.start(Optimizer())
 
@@ -80,7 +87,7 @@ class ToyEngine:
 
     def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         given, wanted = _pairs(sequences)
-        logits = self._logits(self._hidden(given))
+        logits = self._logits(given, self._factors())
         return float(_nll(logits, wanted).sum(dtype=np.float64)), len(wanted)
 
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
@@ -91,15 +98,22 @@ class ToyEngine:
             found.append(total / count)
         return np.array(found)
 
-    def start(self, optimizer: Optimizer) -> None:
+    def start(self, optimizer: Optimizer, chosen: Sequence[int] | None = None) -> None:
         self._optimizer, self._steps = optimizer, 0
         self._mean, self._square = np.zeros_like(self._vector), np.zeros_like(self._vector)
+        self._fixed = np.ones(self.layout.size, bool)
+        places = [place for _, place in self.layout.slices()]
+        for number in tuned_numbers(self.layout, chosen):
+            self._fixed[places[number]] = False
 
     def step(self, batch: Sequence[Tokens], learning_rate: float) -> float:
         loss, gradient = self._gradient(batch)
         if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             raise MachineError("the training loss is not finite; lower the run's learning_rate")
+        gradient[self._fixed] = 0
+        kept = self._vector[self._fixed]
         self._update(clipped(gradient, self._optimizer.clip_norm), np.float32(learning_rate))
+        self._vector[self._fixed] = kept
         return loss
 
     def _update(self, gradient: Vector, rate: np.float32) -> None:
@@ -117,45 +131,43 @@ class ToyEngine:
 
     def _gradient(self, batch: Sequence[Tokens]) -> tuple[float, Vector]:
         given, wanted = _pairs(batch)
-        hidden = self._hidden(given)
-        logits = self._logits(hidden)
+        factors = self._factors()
+        logits = self._logits(given, factors)
         loss = float(_nll(logits, wanted).mean())
         errors = _softmaxed(logits)
         errors[np.arange(len(wanted)), wanted] -= 1
-        errors *= self._scale / len(wanted)
-        down = np.zeros((BYTES, self._rank), np.float32)
-        np.add.at(down, given, errors @ self._b())
-        return loss, self._flat(down.T, errors.T @ hidden)
-
-    def _flat(self, to_a: Matrix, to_b: Matrix) -> Vector:
-        """The gradient in the layout's order, from those of the effective factors [rank, 256] and [256, rank]."""
         gradient = np.zeros_like(self._vector)
-        if self._part.core is not None:
-            assert not isinstance(self._part.a, slice), "a core stands between fixed factors"
-            gradient[self._part.core] = (to_a @ self._part.a.T).reshape(-1)
-        if isinstance(self._part.a, slice):
-            gradient[self._part.a] = to_a.reshape(-1)
-        if isinstance(self._part.b, slice):
-            gradient[self._part.b] = to_b.reshape(-1)
-        return gradient
+        for term, (a, b) in zip(self._terms, factors, strict=True):
+            scaled: Matrix = errors * np.float32(np.float32(term.scale) / len(wanted))
+            down = np.zeros((BYTES, term.rank), np.float32)
+            np.add.at(down, given, scaled @ b)
+            _fill(gradient, term, down.T, scaled.T @ _entering(a, given))
+        return loss, gradient
 
-    def _a(self) -> Matrix:
-        a = parts(self._part.a, self._vector, (self._rank, BYTES))
-        core = parts(self._part.core, self._vector, (self._rank, self._rank))
-        whole: Matrix = a if core is None else core @ a
-        return whole
+    def _factors(self) -> list[tuple[Matrix, Matrix]]:
+        return [term.factors(self._vector, BYTES, BYTES) for term in self._terms]
 
-    def _b(self) -> Matrix:
-        b: Matrix = parts(self._part.b, self._vector, (BYTES, self._rank))
-        return b
-
-    def _hidden(self, given: Ids) -> Matrix:
-        return np.ascontiguousarray(self._a()[:, given].T)
-
-    def _logits(self, hidden: Matrix) -> Matrix:
-        logits: Matrix = hidden @ self._b().T
-        logits *= self._scale
+    def _logits(self, given: Ids, factors: Sequence[tuple[Matrix, Matrix]]) -> Matrix:
+        logits = np.zeros((len(given), BYTES), np.float32)
+        for term, (a, b) in zip(self._terms, factors, strict=True):
+            logits += (_entering(a, given) @ b.T) * np.float32(term.scale)
         return logits
+
+
+def _entering(a: Matrix, given: Ids) -> Matrix:
+    """A x of each byte, float32 [N, rank]."""
+    return np.ascontiguousarray(a[:, given].T)
+
+
+def _fill(gradient: Vector, term: LowRank, to_a: Matrix, to_b: Matrix) -> None:
+    """The gradient of a term's parts in the layout's order, from those of its factors [rank, 256] and [256, rank]."""
+    if term.core is not None:
+        assert not isinstance(term.a, slice), "a core stands between fixed factors"
+        gradient[term.core] = (to_a @ term.a.T).reshape(-1)
+    if isinstance(term.a, slice):
+        gradient[term.a] = to_a.reshape(-1)
+    if isinstance(term.b, slice):
+        gradient[term.b] = to_b.reshape(-1)
 
 
 def clipped(gradient: Vector, norm: float) -> Vector:

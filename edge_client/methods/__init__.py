@@ -23,11 +23,13 @@ Progress = Callable[[int, int, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """A task's chance and place: the seed of its batches, the key of its directions, and how much of the run is done."""
+    """A task's chance and place: the seed of its batches, the key of its directions, how much of the run is done, and which of
+    the engine's tensors are tuned (None: all that can be)."""
 
     seed: int
     key: int = 0
     done: float = 0.0
+    tuned: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ class Method(Protocol):
 
 METHODS: Mapping[str, str] = {
     "lora": "edge_client.methods.lora:Lora",
+    "bpt": "edge_client.methods.evolution:Bpt",
     "ferret": "edge_client.methods.ferret:Ferret",
     "hybrid": "edge_client.methods.hybrid:Hybrid",
     "mezo": "edge_client.methods.zeroth_order:Mezo",

@@ -44,7 +44,7 @@ class Ferret(Lora):
         progress: Progress | None = None,
     ) -> Trained:
         began = time.perf_counter()
-        adapter, losses, tokens = self.steps(engine, start.adapter, train, draw.seed, progress)
+        adapter, losses, tokens = self.steps(engine, start, train, draw, progress)
         delta = (adapter - start.adapter).astype(np.float64)
         shares = [float(start.direction(draw.key, n) @ delta) for n in range(self.projections)]
         try:

@@ -37,6 +37,8 @@ class Hybrid(Lora):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.align is not None:
+            raise ValueError("align turns whole factors, and below the cut there are scalars alone")
         if self.layers is not None:
             check_between("layers", self.layers, 1, 10_000)
         check_between("perturbations", self.perturbations, 1, 4096)

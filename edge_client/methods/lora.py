@@ -12,8 +12,9 @@ from edge_client.adapters import ADAPTERS, Adapter
 from edge_client.adapters.low_rank import ALL, LoraFactors, check_sizes, check_targets
 from edge_client.engines import GradEngine, Optimizer, Tokens
 from edge_client.methods import Draw, Progress, Trained, batches, check_between
+from edge_client.methods.alignment import aligned
 from wire import spec
-from wire.delta import Delta, Vector
+from wire.delta import Delta, Layout, Vector
 from wire.scalars import Directions, Trajectory
 from wire.spec import Plain
 
@@ -23,7 +24,8 @@ class Lora:
     """Per round: `local_steps` optimizer steps of `batch` sequences of at most `sequence_length` tokens.
 
     `targets` are module names or their last parts ("q_proj"), or "all-linear". Both factors are tuned and averaged.
-    `adapter` tunes another row of ADAPTERS by the same steps: rank, alpha and targets then come from its table.
+    `adapter` tunes another row of ADAPTERS by the same steps: rank, alpha and targets then come from its table. With `align`,
+    above 0 and at most 1, factors are turned towards the release before they are sent, by A and by B in turn (FedRot-LoRA).
     """
 
     rank: int = 8
@@ -37,6 +39,7 @@ class Lora:
     warmup_steps: int = 0
     optimizer: Optimizer = Optimizer()
     adapter: Plain | None = None
+    align: float | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "lora"
     forward_only: ClassVar[bool] = False
     deltas: ClassVar[bool] = True
@@ -51,6 +54,8 @@ class Lora:
         check_between("warmup_steps", self.warmup_steps, 0, self.local_steps)
         if self.learning_rate <= 0:
             raise ValueError("learning_rate must be positive")
+        if self.align is not None and not 0 < self.align <= 1:
+            raise ValueError("align must be above 0 and at most 1")
 
     def tunes(self) -> Adapter:
         if self.adapter is None:
@@ -70,7 +75,7 @@ class Lora:
         progress: Progress | None = None,
     ) -> Trained:
         began = time.perf_counter()
-        adapter, losses, tokens = self.steps(engine, start.adapter, train, draw.seed, progress)
+        adapter, losses, tokens = self.steps(engine, start, train, draw, progress)
         seconds = time.perf_counter() - began
         delta = Delta(engine.layout, adapter - start.adapter)
         return Trained(
@@ -78,18 +83,24 @@ class Lora:
         )
 
     def steps(
-        self, engine: GradEngine, start: Vector, train: Sequence[Tokens], seed: int, progress: Progress | None
+        self, engine: GradEngine, start: Trajectory, train: Sequence[Tokens], draw: Draw, progress: Progress | None
     ) -> tuple[Vector, list[float], int]:
         """The adapter after the local steps, the loss of each, and the tokens read."""
-        engine.write(start)
-        engine.start(self.optimizer)
+        engine.write(start.adapter)
+        engine.start(self.optimizer, draw.tuned)
         losses, tokens = [], 0
-        for number, batch in enumerate(batches(train, self.local_steps, self.batch, seed)):
+        for number, batch in enumerate(batches(train, self.local_steps, self.batch, draw.seed)):
             losses.append(engine.step(batch, self._rate(number)))
             tokens += sum(len(sequence.ids) for sequence in batch)
             if progress is not None:
                 progress(number + 1, self.local_steps, losses[-1])
-        return engine.read(), losses, tokens
+        return self._aligned(engine.read(), start, engine.layout, draw), losses, tokens
+
+    def _aligned(self, adapter: Vector, start: Trajectory, layout: Layout, draw: Draw) -> Vector:
+        if self.align is None:
+            return adapter
+        by = "B" if start.version % 2 else "A"  # B is zero in release 0 and could not be turned to
+        return aligned(adapter, start.adapter, layout, self.align, by, draw.tuned)
 
     def _rate(self, number: int) -> float:
         """The learning rate of local step `number`, counted from 0."""

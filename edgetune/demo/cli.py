@@ -255,7 +255,7 @@ def _compare(spec: RunSpec, names: list[str], address: str, args: argparse.Names
     method = methods(spec)[0]
     row = method.tunes()
     layout = row.layout(base)
-    initial = row.initial(layout, spec.seed)
+    initial = row.initial(layout, spec.seed, base)
     alone = [f"alone-{i}" for i in range(len(names))] if MODES[args.method].alone else []
     adapters, status = _tuned([*alone, FEDERATED], address, layout, initial)
     engine = engine_class("auto", spec).load(base, row, layout, threads=2)

@@ -41,7 +41,7 @@ class Screen:
         if event["run"] == self._federated:
             self._console.print(f"{event['client']}: {_said(event)}", highlight=False)
 
-    def _on_ended(self, event: Event) -> None:
+    def _on_exited(self, event: Event) -> None:
         self._progress.update(self._bars[event["client"]], description=f"{event['client']}  done")
 
 

@@ -176,28 +176,32 @@ class SubmitRequest(_message.Message):
     def __init__(self, contribution: _Optional[_Union[Contribution, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class UploadPart(_message.Message):
-    __slots__ = ("upload", "device", "offset", "digest", "data")
+    __slots__ = ("upload", "device", "offset", "digest", "crc32", "data")
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     upload: str
     device: str
     offset: int
     digest: str
+    crc32: int
     data: bytes
-    def __init__(self, upload: _Optional[str] = ..., device: _Optional[str] = ..., offset: _Optional[int] = ..., digest: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, upload: _Optional[str] = ..., device: _Optional[str] = ..., offset: _Optional[int] = ..., digest: _Optional[str] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UploadState(_message.Message):
-    __slots__ = ("upload", "offset", "receipt")
+    __slots__ = ("upload", "offset", "receipt", "crc32")
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
     upload: str
     offset: int
     receipt: Receipt
-    def __init__(self, upload: _Optional[str] = ..., offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    crc32: bool
+    def __init__(self, upload: _Optional[str] = ..., offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., crc32: _Optional[bool] = ...) -> None: ...
 
 class UploadChunk(_message.Message):
     __slots__ = ("digest", "size", "data")

@@ -169,7 +169,9 @@ def test_a_run_that_is_over_or_unknown_cannot_be_controlled_and_a_reason_is_one_
             assert await refusal(ledger.control("run", "stop", reason)) is Reason.BAD_REQUEST
         await ledger.control("run", "stop", "")
         for action in ("pause", "resume"):
-            assert await refusal(ledger.control("run", action, "")) is Reason.RUN_ENDED
+            with pytest.raises(Refused, match=f"'run' has ended: it is stopped, and too late to {action} it") as caught:
+                await ledger.control("run", action, "")
+            assert caught.value.reason is Reason.RUN_ENDED
 
     play(ledgers, scene)
 

@@ -742,6 +742,7 @@ def test_a_blob_that_grows_ends_where_it_was_last_written_and_is_found_by_its_di
         blob.write(0, DATA[:100])
         blob.write(100, b"what nobody was told of, and is longer than what follows" * 50)
         blob.write(100, DATA[100:])
+        blob.sync()
         assert blob.size() == len(DATA) and bytes(blobs.get(GROWING)) == DATA
         blob.finish(DIGEST)
     blobs.grow(GROWING)

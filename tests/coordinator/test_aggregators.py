@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS
+from coordinator.aggregators import SERVER_OPTIMIZERS
 from coordinator.aggregators.mean import SLAB, FixedPointSum, Mean
 from coordinator.aggregators.server_optimizers import Adam, Average, Momentum
 from coordinator.aggregators.staleness import WHOLE, discount, fitted
@@ -20,14 +20,19 @@ from wire.codecs import chain, kernels
 from wire.codecs.compositions import INT4, INT8
 from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
+from wire.portions import Portion
 
 SIZE = 7
 entries = st.floats(-1.75, 1.75, width=32)
 updates = st.lists(st.tuples(arrays(np.float32, SIZE, elements=entries), st.integers(1, 65535)), min_size=1, max_size=6)
 
 
+def flat(size: int) -> Layout:
+    return Layout((Tensor("w", (size,)),))
+
+
 def folded(parts: list[tuple[Vector, int]]) -> Vector:
-    total = FixedPointSum(SIZE)
+    total = FixedPointSum(flat(SIZE))
     for vector, weight in parts:
         total.add(vector, weight)
     return total.mean()
@@ -47,7 +52,7 @@ def test_a_mean_is_the_weighted_mean_to_half_a_unit_of_the_fixed_point(parts: li
 
 
 def test_the_most_that_can_arrive_does_not_overflow() -> None:
-    total = FixedPointSum(1)
+    total = FixedPointSum(flat(1))
     largest = np.array([np.nextafter(np.float32(2), np.float32(0))])
     total.add(largest, 65535)
     assert int(total._total[0]) * (1 << 15) < 1 << 63
@@ -59,7 +64,7 @@ def test_an_entry_is_rounded_as_in_float64_whatever_its_size(size: float) -> Non
     entries = SLAB + 3
     vector = np.random.default_rng(1).normal(size=entries) * size
     vector[:4] = [1.5 * 2**-30, -0.5 * 2**-30, 2 - 2**-23, -2 + 2**-23]
-    total, narrow = FixedPointSum(entries), vector.clip(-1.75, 2 - 2**-23).astype(np.float32)
+    total, narrow = FixedPointSum(flat(entries)), vector.clip(-1.75, 2 - 2**-23).astype(np.float32)
     for weight in (1, 65535):
         total.add(narrow, weight)
     assert (total._total == np.rint(narrow.astype(np.float64) * 2**30).astype(np.int64) * 65536).all()
@@ -70,16 +75,6 @@ def test_an_entry_that_the_fixed_point_cannot_hold_is_refused(bad: float) -> Non
     with pytest.raises(PayloadError) as caught:
         Mean().check(np.array([0.1, bad], np.float32))
     assert caught.value.reason is Reason.OUT_OF_RANGE
-
-
-@pytest.mark.parametrize("row", sorted(AGGREGATORS))
-def test_every_aggregator_gives_back_a_lone_update(row: str) -> None:
-    aggregator = spec.build(AGGREGATORS, {"id": row})
-    vector = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    total = aggregator.start(SIZE)
-    total.add(vector, 3)
-    np.testing.assert_allclose(total.mean(), vector, atol=2.0**-30)
-    assert spec.build(AGGREGATORS, spec.plain(aggregator)) == aggregator
 
 
 @pytest.mark.parametrize("row", sorted(SERVER_OPTIMIZERS))
@@ -155,7 +150,7 @@ def test_the_weights_of_a_buffer_fit_the_fixed_point_and_keep_their_ratios(parts
 def test_a_sum_of_parts_has_the_bits_of_the_sum_of_the_whole(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "LARGE", large)
     layout = Layout((Tensor("a", (7, 50)), Tensor("b", (40, 7)), Tensor("c", (9,))))
-    whole, parts = FixedPointSum(layout.size), FixedPointSum(layout.size)
+    whole, parts = FixedPointSum(layout), FixedPointSum(layout)
     for weight in (1, 3, 65535):
         vector = np.random.default_rng(weight).uniform(-1.9, 1.9, layout.size).astype(np.float32)
         whole.add(vector, weight)
@@ -176,7 +171,7 @@ def test_adding_codes_has_the_bits_of_adding_what_they_decode_to(
     row: str, block: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "LARGE", large)
-    whole, coded = FixedPointSum(ODD.size), FixedPointSum(ODD.size)
+    whole, coded = FixedPointSum(ODD), FixedPointSum(ODD)
     made = chain.codec([{"id": "error_feedback", "inner": [ROWS[row] | {"block": block}]}, {"id": "pack"}])
     for weight, scale in ((1, 1e-6), (3, 1e-3), (65535, 1.9)):
         vector = np.random.default_rng(weight).uniform(-scale, scale, ODD.size).astype(np.float32)
@@ -197,7 +192,7 @@ def test_codes_that_are_not_decoded_are_not_added_either(row: str, large: int, m
     for at in range(chain.HEADER_BYTES, len(payload)):
         bad = bytearray(payload)
         bad[at] = int(random.choice([0, 8, 128, 124, 252, 255]))
-        added = _said(functools.partial(FixedPointSum(ODD.size).add_coded, made, bytes(bad), ODD, 1))
+        added = _said(functools.partial(FixedPointSum(ODD).add_coded, made, bytes(bad), ODD, 1))
         assert added == _said(functools.partial(made.decode, bytes(bad), ODD))
         refused += added is not None
     assert refused
@@ -209,3 +204,26 @@ def _said(work: Callable[[], object]) -> Reason | None:
     except PayloadError as error:
         return error.reason
     return None
+
+
+PARTED = Layout(
+    (
+        Tensor("a", (3, 2), "lora_A"),
+        Tensor("b", (2, 3), "lora_B"),
+        Tensor("r", (3, 3), "core"),
+        Tensor("g", (2,), "gain"),
+    )
+)
+
+
+def test_an_entry_is_the_mean_of_those_that_sent_it_and_stays_where_nobody_did() -> None:
+    sent = [(Portion((0, 1, 2)), 1, 1.0), (Portion((0, 1, 2), 2), 3, 0.5), (Portion((0,), 1), 4, -1.0)]
+    total = FixedPointSum(PARTED)
+    for portion, weight, value in sent:
+        ones = np.full(portion.layout(PARTED).size, value, np.float32)
+        total.add(portion.put(ones, PARTED), weight, portion)
+    mean = PARTED.split(total.mean())
+    first, second, third = (1 + 1.5 - 4) / 8, 2.5 / 4, 1.0
+    np.testing.assert_allclose(mean["a"], [[first] * 2, [second] * 2, [third] * 2], atol=2.0**-30)
+    np.testing.assert_allclose(mean["b"], [[second, second, third]] * 2, atol=2.0**-30)
+    assert mean["r"][0, 2] == third and mean["r"][1, 1] == second and not mean["g"].any()

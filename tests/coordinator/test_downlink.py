@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from coordinator import publish
-from coordinator.publish import Rules
+from coordinator.rules import Rules
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
 from coordinator.stores.sqlite import SqliteLedger
@@ -22,8 +22,7 @@ from edge_client.releases import Releases
 from edge_client.transport import Connection, Fetched
 from tests.conformance import test_stores as stores
 from tests.coordinator.test_publish import contribution
-from tests.coordinator.test_service import LAYOUT, make, named
-from tests.processes import CoordinatorProcess
+from tests.updates import LAYOUT, make, named
 from wire import spec
 from wire.codecs.chain import HEADER_BYTES
 from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq
@@ -65,7 +64,7 @@ def published(by: Rules, rounds: int, blobs: MemoryBlobs) -> list[ReleaseManifes
 
 
 def rules(**changes: Any) -> Rules:
-    return publish.rules(make("coded", **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes), LAYOUT)
+    return Rules.of(make("coded", **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes), LAYOUT)
 
 
 def stored(blobs: MemoryBlobs, digest: str | None) -> Vector:
@@ -103,6 +102,22 @@ def test_a_decay_forgets_what_was_not_sent() -> None:
         releases = published(rules(downlink={"codec": "top_k_int4_5", "decay": decay}), 20, blobs)
         owed.append(float(np.abs(stored(blobs, releases[-1].residual)).sum()))
     assert owed[0] < owed[1] < owed[2]
+
+
+def test_with_rates_the_last_release_leaves_less_unsent_for_no_more_bits_in_all() -> None:
+    def left(**rates: Any) -> tuple[float, int]:
+        blobs = MemoryBlobs()
+        last = published(rules(rounds=12, downlink={"codec": ecsq(2.0)}, **rates), 12, blobs)
+        sizes = [blobs.size(release.delta) for release in last if release.delta]
+        return float(np.square(stored(blobs, last[-1].residual)).sum()), sum(sizes)
+
+    (even, bits), (rising, as_many) = left(), left(rates={"growth": 3.0})
+    assert rising < 0.25 * even and as_many <= bits
+
+
+def test_rates_need_a_codec_with_a_target() -> None:
+    with pytest.raises(SpecError, match="target of bits"):
+        rules(rates={"growth": 4.0})
 
 
 def test_a_coded_release_is_golden_for_ever() -> None:
@@ -157,18 +172,6 @@ def test_a_downlink_that_cannot_be_is_refused_by_what_is_wrong_with_it(downlink:
 # From here on a real coordinator answers.
 
 
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorProcess]:
-    with CoordinatorProcess(tmp_path_factory.mktemp("store")) as process:
-        yield process
-
-
-@pytest.fixture
-def connection(coordinator: CoordinatorProcess) -> Iterator[Connection]:
-    with Connection(coordinator.address) as opened:
-        yield opened
-
-
 def started(connection: Connection, name: str, **changes: Any) -> RunSpec:
     run = make(name, **{"rounds": 40, "downlink": {"codec": "top_k_int4_5"}} | changes)
     connection.create_run(run, LAYOUT, ZERO)
@@ -177,7 +180,7 @@ def started(connection: Connection, name: str, **changes: Any) -> RunSpec:
 
 def play(connection: Connection, run: RunSpec, rounds: int) -> None:
     """So many more rounds, of one update each."""
-    by = publish.rules(run, LAYOUT)
+    by = Rules.of(run, LAYOUT)
     for _ in range(rounds):
         task = connection.check_in("d1", (run.name,), 20.0)
         assert isinstance(task, Task) and task.kind == "train"
@@ -334,7 +337,7 @@ def test_verify_takes_another_delta_only_if_it_sends_as_much(how: str, said: str
     async def check() -> tuple[Checked, Checked]:
         store = Store(SqliteLedger(tmp_path), MemoryBlobs())
         run = stores.spec(cohort={"goal": 1}, downlink={"codec": "int4"})
-        by = publish.rules(run, layout)
+        by = Rules.of(run, layout)
         first = publish.initial(run, layout, store.blobs.put(bytes(4 * layout.size)))
         await store.ledger.create_run(run, layout, first)
         learned = np.linspace(-1, 1, layout.size, dtype=np.float32)

@@ -22,8 +22,8 @@ from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from tests.coordinator.test_identities import enrolled, invitation, message
 from tests.coordinator.test_permissions import METHODS
-from tests.coordinator.test_service import BIG, make, update
 from tests.processes import CoordinatorProcess, administrator, identified
+from tests.updates import BIG, make, update
 from wire import certificates
 from wire.contract import CONTRACT
 from wire.errors import Reason, Refused, RemoteError

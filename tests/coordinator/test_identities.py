@@ -29,8 +29,8 @@ from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.coordinator.test_permissions import METHODS, filled
-from tests.coordinator.test_service import BIG, LAYOUT, created, make, update
 from tests.processes import CoordinatorProcess, administrator, edgetune, identified
+from tests.updates import BIG, LAYOUT, created, make, update
 from wire import certificates
 from wire.errors import IdentityError, Reason, Refused, Unreachable
 from wire.identity import Invitation

@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from coordinator.meter import BOUNDS_S, Times
 from edge_client.transport import Connection
 from edgetune.cli import main
-from tests.coordinator.test_service import BIG, created, named, update
 from tests.processes import CoordinatorProcess, edgetune
 from tests.servers import free_ports
+from tests.updates import BIG, created, named, update
 from wire.errors import Reason, Refused
 from wire.messages import Task
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator import publish
-from coordinator.publish import Rules
+from coordinator import ingest, publish
+from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from wire import run_spec, spec
 from wire.delta import Delta, Layout, Tensor
+from wire.errors import PayloadError
 from wire.messages import Contribution, Metrics, ReleaseManifest
+from wire.portions import Part
 from wire.scalars import Directions, Scalars, Step
 
 LAYOUT = Layout((Tensor("w", (64,)),))
@@ -33,7 +35,7 @@ def rules(**changes: Any) -> Rules:
         "codec": "float32",
         "aggregator": {"id": "mean", "weight_by": "uniform"},
     }
-    return publish.rules(run_spec.parse(table | changes), LAYOUT)
+    return Rules.of(run_spec.parse(table | changes), LAYOUT)
 
 
 def contribution(device: str, number: int, staleness: int, payload: bytes) -> Contribution:
@@ -79,6 +81,29 @@ def test_scalars_in_a_buffer_are_replayed_along_the_directions_of_the_round_of_t
     made = publish.combine(by, parent(by, blobs), accepted, blobs)
     strands = Step.parse(bytes(made.blobs[0]), by.directions).strands
     assert [key for key, _ in strands] == [by.directions.key(by.spec.seed, number, d) for d, number, _ in PARTS]
+
+
+def test_what_no_part_of_a_round_holds_does_not_move() -> None:
+    layout = Layout(tuple(Tensor(f"layers.{n}.lora_{x}", (2, 2), f"lora_{x}") for n in (0, 1) for x in ("A", "B")))  # type: ignore[arg-type]
+    table = spec.plain(rules().spec) | {"cohort": {"goal": 2}, "portions": {"id": "random_layers"}}
+    by, blobs, accepted = Rules.of(run_spec.parse(table), layout), MemoryBlobs(), []
+    assert by.codec is not None and by.portions is not None
+    for device in ("a", "b"):
+        portion = by.portions.most(layout, 3, device)
+        delta = Delta(portion.layout(layout), np.full(8, 0.5, np.float32))
+        payload, _ = Part(layout, portion, delta).encode(by.codec, by.codec.init(delta.layout))
+        blobs.put(payload)
+        accepted.append(contribution(device, 3, 0, payload))
+        ingest.examine(accepted[-1], payload, by)
+    start = dataclasses.replace(publish.initial(by.spec, layout, blobs.put(bytes(4 * layout.size))), version=2)
+    moved = np.frombuffer(publish.combine(by, start, accepted, blobs).blobs[0], "<f4")
+    sent = {n for device in ("a", "b") for n in by.portions.most(layout, 3, device).chosen}
+    assert [n in sent for n in range(4)] == [bool(part.any()) for part in np.split(moved, 4)]
+    assert set(moved.tolist()) <= {0.0, 0.5}
+    rule = by.portions
+    other = next(n for n in range(4, 99) if rule.most(layout, n, "a") != rule.most(layout, 3, "a"))
+    with pytest.raises(PayloadError, match="do not give in round"):
+        ingest.examine(dataclasses.replace(accepted[0], round=other), blobs.get(accepted[0].digest), by)
 
 
 LARGE = 1 << 16

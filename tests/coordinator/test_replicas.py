@@ -19,8 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
-from tests.coordinator.test_service import LAYOUT, created, make, update
 from tests.processes import CoordinatorProcess, edgetune
+from tests.updates import LAYOUT, created, make, update
 from wire import spec
 from wire.messages import CHUNK_BYTES, Finished, Task, Wait
 

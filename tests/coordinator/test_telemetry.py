@@ -23,8 +23,8 @@ from coordinator.identities import Doors
 from coordinator.serve import Serving, serve
 from coordinator.stores import Place
 from edge_client.transport import Connection
-from tests.coordinator.test_service import created, reason_of, update
 from tests.processes import CoordinatorProcess
+from tests.updates import created, reason_of, update
 from wire.errors import Reason
 
 FEDERATION = "edgetune.v1.Federation/"

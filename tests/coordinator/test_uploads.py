@@ -31,12 +31,13 @@ from coordinator.serve import OPTIONS, warn_of_little_room
 from coordinator.service import Federation
 from coordinator.stores import Place, Store
 from coordinator.stores.memory import MemoryBlobs
+from coordinator.stores.uploads import Upload
 from coordinator.uploads import forget_expired
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
-from tests.coordinator.test_service import BASE, BIG, created, make, reason_of, update
 from tests.links import Link
+from tests.updates import BASE, BIG, created, make, reason_of, update
 from wire import spec
 from wire.contract import RETRY_AFTER_S
 from wire.delta import Layout, Tensor
@@ -252,12 +253,29 @@ def test_a_commit_during_which_its_repetition_ends_the_upload_is_to_ask_again_an
 
         async def overtaken(work: Any) -> Any:
             found = await look(work)
-            if not receipts:
+            if not receipts and isinstance(found[0], Upload):
                 receipts.append(await asyncio.to_thread(device.at(second).commit))
             return found
 
         first.store.ledger.look = overtaken  # type: ignore[method-assign]
         assert no(device.commit)[0] is Reason.UNKNOWN_BLOB
+        assert [device.create().receipt] == receipts
+
+
+def test_an_update_that_comes_in_while_it_is_begun_once_more_is_not_told_that_it_is_too_late(folder: Place) -> None:
+    with replicas(folder, 2) as (first, second):
+        device, receipts = Device(first), list[pb.Receipt]()
+        device.send_all()
+        check: Any = first.store.ledger.check
+
+        async def overtaken(mine: Any) -> Any:
+            found = await check(mine)
+            if not receipts:
+                receipts.append(await asyncio.to_thread(device.at(second).commit))
+            return found
+
+        first.store.ledger.check = overtaken  # type: ignore[assignment,method-assign]
+        assert no(device.create)[0] is Reason.BUSY
         assert [device.create().receipt] == receipts
 
 

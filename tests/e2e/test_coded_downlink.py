@@ -18,9 +18,10 @@ from edge_client.releases import Releases
 from edge_client.session import Device, Session, Work, methods
 from edge_client.state import DeviceState
 from edge_client.transport import Connection
-from tests.coordinator.test_service import make
+from edge_client.view import View
 from tests.links import Link
 from tests.processes import CoordinatorProcess, administrator, edgetune, finished, identified, start_client, write_texts
+from tests.updates import make
 from wire.delta import Delta, Layout, Tensor
 from wire.identity import Invitation
 from wire.run_spec import RunSpec
@@ -72,7 +73,7 @@ class StubSession(Session):
 
     def work(self, run: RunSpec, layout: Layout) -> Work:
         initial = np.zeros(layout.size, np.float32)
-        return Work(run, layout, run.chain(), self._stub, self._stub, self._releases, initial, [], [], 12)
+        return Work(run, View(layout), run.chain(), self._stub, self._stub, self._releases, initial, [], [], 12)
 
 
 @pytest.mark.parametrize("identities", [False, True], ids=["in the clear", "over mutual TLS"])

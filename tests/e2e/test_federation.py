@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 from subprocess import Popen
@@ -14,6 +17,7 @@ import pytest
 from edge_client.transport import Connection
 from quantize.tensors import SafeTensors
 from tests.processes import CoordinatorProcess, edgetune, finished, start_client, write_texts, write_toy_spec
+from tests.servers import free_ports
 from wire.messages import RunStatus
 
 WORDS = ["alpha", "beta", "gamma"]
@@ -51,6 +55,35 @@ def test_three_clients_make_the_model_better_and_the_result_can_be_computed_agai
         assert all(e["float32_bytes"] / e["bytes_up"] > 8 for e in sent[:4])
     verified = edgetune("run", "verify", "toy", "--store", tmp_path / "store", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["verified"]
+
+
+def test_a_client_that_comes_before_its_coordinator_says_so_and_waits(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    address, data = f"127.0.0.1:{port}", write_texts(tmp_path / "text.jsonl", "early")
+    early = start_client(address, data, tmp_path / "state", name="early")
+    assert early.stdout is not None
+    away = json.loads(early.stdout.readline())
+    assert away["event"] == "away" and away["address"] == address
+    with CoordinatorProcess(tmp_path / "store", address):
+        create(address, tmp_path, goal=1, rounds=1)
+        [events] = finished([early])
+    assert [e["event"] for e in events if e["event"] in ("away", "finished")] == ["finished"]
+
+
+def test_a_client_whose_coordinator_is_something_else_ends_soon_and_says_what_may_be_wrong(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        threading.Thread(target=_hang_up, args=(deaf,), daemon=True).start()
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        client = start_client(address, write_texts(tmp_path / "text.jsonl", "x"), tmp_path / "state", name="d")
+        out, err = client.communicate(timeout=30)
+    assert client.returncode == 1 and "this call was made without one" in err
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["away", "ended"]
+
+
+def _hang_up(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            server.accept()[0].close()
 
 
 def test_two_federations_with_one_seed_publish_the_same_releases(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from edge_client.transport import Connection
-from tests.coordinator.test_service import created, named, newest, reason_of, update
 from tests.processes import CoordinatorProcess, edgetune
+from tests.updates import created, named, newest, reason_of, update
 from wire.delta import Layout, Tensor
 from wire.errors import Reason
 from wire.messages import Contribution, Task

@@ -18,13 +18,13 @@ from coordinator.verify import verify
 from edge_client.identity import Identity
 from edge_client.transport import Connection
 from tests.coordinator.test_identities import created_run, enrolled, reason_of
-from tests.coordinator.test_service import LAYOUT as SMALL
-from tests.coordinator.test_service import update
 from tests.e2e.test_identities import enroll, join
 from tests.e2e.test_round_machine import BUFFERED
 from tests.large_update import LAYOUT, RUN
 from tests.links import Link
 from tests.processes import CoordinatorProcess, administrator, edgetune, finished, identified
+from tests.updates import LAYOUT as SMALL
+from tests.updates import update
 from wire.delta import Layout
 from wire.errors import Reason, Refused
 from wire.identity import read_card

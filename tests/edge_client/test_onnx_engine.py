@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_client.adapters import ADAPTERS, Adapter
+from edge_client.adapters import ADAPTERS, Adapter, whole_layout
 from edge_client.data import Example, Message
 from edge_client.engines import Tokens, onnx_graph
-from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory
+from edge_client.engines.kept import Kept
+from edge_client.engines.onnx_engine import OnnxEngine, expected_memory
 from edge_client.engines.torch_engine import TorchEngine
 from quantize import QuantizedBase, QuantizeError
 from quantize.base_model import build
@@ -37,7 +38,11 @@ MODELS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, dict[str, Any]] = {
     "lora": {"id": "lora", "rank": 4},
     "lora-b": {"id": "lora", "rank": 4, "tuned": "B", "targets": ["q_proj", "down_proj"]},
+    "lora-terms": {"id": "lora", "rank": 4, "history": 2, "keeps": "pair", "start": "leading"},
     "lora_sb": {"id": "lora_sb", "rank": 4},
+    "bottleneck": {"id": "bottleneck", "width": 4},
+    "prompt": {"id": "prompt", "length": 5},
+    "projected_prompt": {"id": "projected_prompt", "length": 3, "dimensions": 10},
     "norms": {"id": "norms"},
     "norms-last": {"id": "norms", "layers": 1},
 }
@@ -57,9 +62,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, QuantizedBase]:
 
 
 def moved(adapter: Adapter, base: QuantizedBase) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    layout = adapter.layout(base)
+    layout = whole_layout(adapter, base)
     chance = np.random.Generator(np.random.Philox(key=3))
-    start = adapter.initial(layout, 5)
+    start = adapter.initial(layout, 5, base)
     return [start + np.float32(0.05 * k) * chance.standard_normal(layout.size).astype(np.float32) for k in range(3)]
 
 
@@ -68,7 +73,7 @@ def moved(adapter: Adapter, base: QuantizedBase) -> list[np.ndarray[Any, np.dtyp
 def test_both_engines_find_the_same_losses(bases: dict[str, QuantizedBase], model: str, tuned: str) -> None:
     adapter: Adapter = spec.build(ADAPTERS, TABLES[tuned])
     base = bases[model]
-    layout = adapter.layout(base)
+    layout = whole_layout(adapter, base)
     fast, slow = OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)
     batch = fast.tokenize(EXAMPLES, 48)
     assert [t.ids.tolist() for t in batch] == [t.ids.tolist() for t in slow.tokenize(EXAMPLES, 48)]
@@ -76,6 +81,16 @@ def test_both_engines_find_the_same_losses(bases: dict[str, QuantizedBase], mode
     found, wanted = fast.losses(batch, adapters), slow.losses(batch, adapters)
     assert np.abs(found - wanted).max() < 1e-3
     assert np.ptp(wanted) > 1e-3, "the adapter changes nothing: the test could not fail"
+
+
+def test_both_engines_find_the_same_losses_under_tuned_biases(bases: dict[str, QuantizedBase]) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, {"id": "biases"})
+    for base in (bases["llama-biases-untied"], bases["qwen2"]):
+        layout = adapter.layout(base)
+        fast, slow = OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)
+        batch, adapters = fast.tokenize(EXAMPLES, 48), moved(adapter, base)
+        wanted = slow.losses(batch, adapters)
+        assert np.abs(fast.losses(batch, adapters) - wanted).max() < 1e-3 < np.ptp(wanted)
 
 
 def test_adapters_together_and_one_by_one_give_the_same(bases: dict[str, QuantizedBase]) -> None:
@@ -98,8 +113,9 @@ def test_the_loss_of_a_sequence_does_not_depend_on_its_company(bases: dict[str, 
     assert engine.loss(batch)[0] == pytest.approx(alone, rel=1e-6)
 
 
-def test_the_answer_is_the_one_that_torch_gives(bases: dict[str, QuantizedBase]) -> None:
-    adapter: Adapter = spec.build(ADAPTERS, TABLES["lora"])
+@pytest.mark.parametrize("tuned", ["lora", "prompt"])
+def test_the_answer_is_the_one_that_torch_gives(bases: dict[str, QuantizedBase], tuned: str) -> None:
+    adapter: Adapter = spec.build(ADAPTERS, TABLES[tuned])
     base = bases["qwen3"]
     layout = adapter.layout(base)
     engines: list[Any] = [OnnxEngine.load(base, adapter, layout, threads=1), TorchEngine.load(base, adapter, layout)]
@@ -156,7 +172,7 @@ def test_the_engine_needs_no_torch(bases: dict[str, QuantizedBase]) -> None:
         "for name in ('torch', 'transformers', 'peft', 'onnx', 'bitsandbytes'): sys.modules[name] = None\n"
         "import quantize; from pathlib import Path\n"
         "from edge_client.adapters import ADAPTERS; from wire import spec\n"
-        "from edge_client.engines.onnx_engine import Kept, OnnxEngine, expected_memory\n"
+        "from edge_client.engines.onnx_engine import OnnxEngine\n"
         "from edge_client.data import Example\n"
         f"base = quantize.open_base(Path({str(bases['llama'].folder)!r}))\n"
         "row = spec.build(ADAPTERS, {'id': 'norms'}); layout = row.layout(base)\n"
@@ -213,7 +229,7 @@ def test_hidden_states_are_kept_within_their_bytes(bases: dict[str, QuantizedBas
     batch = tight.tokenize(EXAMPLES, 48)
     found = [tight.losses(batch, moved(adapter, bases["llama"])) for _ in range(2)]
     assert len(runs) > len(batch) / 2 and np.array_equal(found[0], found[1])
-    kept = Kept(100)
+    kept: Kept[Any] = Kept(100)
     some = [(tokens, np.zeros((3, 4), np.float32)) for tokens in batch[:3]]
     for tokens, hidden in some:
         kept.put(tokens, hidden)

@@ -46,7 +46,7 @@ def test_a_device_with_little_memory_takes_losses_where_the_run_admits_them() ->
 @pytest.mark.parametrize("forward", ["lora", "ferret", "hybrid"])
 def test_a_forward_method_that_needs_gradients_is_refused_by_name(forward: str) -> None:
     with pytest.raises(
-        SpecError, match=rf"forward_method.id: '{forward}' needs gradients; choose one of decomfl, fwdllm"
+        SpecError, match=rf"forward_method.id: '{forward}' needs gradients; choose one of bpt, decomfl, fwdllm"
     ):
         settled(run({"id": "lora", "adapter": LORA}, {"id": forward, "adapter": LORA}), ToyBase())
 

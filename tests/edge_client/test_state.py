@@ -91,6 +91,21 @@ def test_confirming_twice_counts_once(state: DeviceState) -> None:
     assert (record.loss_first, record.loss_last) == (4.0, 3.0)
 
 
+def test_what_is_the_devices_own_follows_the_receipt_and_outlives_the_process(state: DeviceState) -> None:
+    first, after = np.zeros(2, np.float32), np.array([3, 4], np.float32)
+    pending = dataclasses.replace(update(), own=after)
+    state.prepare(pending, run())
+    assert state.own(run(), first) is first
+    again = reopened(state)
+    found = again.pending(run())
+    assert found is not None
+    again.confirm(found, run())
+    third = reopened(again)
+    assert np.array_equal(third.own(run(), first), after)
+    assert third.own(run(seed=1), first) is first, "another run of the same name"
+    third.close()
+
+
 def test_a_discarded_update_leaves_the_codec_state_of_the_one_before(state: DeviceState) -> None:
     state.prepare(update(1), run())
     state.confirm(update(1), run())

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import edgetune
+from tests.processes import CoordinatorProcess, edgetune
 
 INVITATION = f"edgetune://127.0.0.1:9/{'A' * 43}/{'A' * 22}"
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ COMMANDS = [
     ["demo"],
     ["quantize"],
     ["client"],
-    *(["client", action] for action in ("join", "enroll", "status", "leave", "generate", "doctor")),
+    *(["client", action] for action in ("join", "enroll", "status", "leave", "generate", "export", "doctor")),
     ["coordinator"],
     *(["coordinator", action] for action in ("serve", "init", "invite", "devices", "revoke")),
     ["run"],
@@ -97,6 +98,39 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(words: list[str], s
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("edgetune")]
     assert len(errors) == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "status"], 2, "edgetune run status: the following arguments are required: RUN"),
+        (["client", "join", "--data", "/nowhere.jsonl"], 2, "/nowhere.jsonl: no such file"),
+        (["run", "list", "--coordinator", "127.0.0.1:1"], 1, "no coordinator answers at 127.0.0.1:1"),
+        (["quantize", "no-such-model", "--out", "/tmp/never"], 2, "no-such-model"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_an_error_is_one_object_where_json_is_shown(words: list[str], code: int, said: str) -> None:
+    done = edgetune(*words, "--json")
+    shown = json.loads(done.stdout)
+    assert (done.returncode, shown["event"]) == (code, "ended") and said in shown["error"]
+    assert "edgetune" in done.stderr and "Traceback" not in done.stderr  # people read on, too
+
+
+@pytest.mark.parametrize("words", [["run", "list"], ["coordinator", "devices"], ["coordinator", "serve"]], ids=" ".join)
+def test_an_identity_that_is_named_is_not_left_out(words: list[str], tmp_path: Path) -> None:
+    done = edgetune(*words, "--insecure", "--identity", tmp_path)
+    assert done.returncode == 2 and "leave one of them out" in done.stderr
+
+
+def test_an_identity_that_is_found_and_left_out_is_said(tmp_path: Path) -> None:
+    made = json.loads(edgetune("coordinator", "init", "--dir", tmp_path / "identity", "--json").stdout)
+    shutil.copytree(made["admin"], tmp_path / "state" / "identity")
+    nobody = ["--insecure", "--coordinator", "127.0.0.1:1"]
+    with CoordinatorProcess(tmp_path, "127.0.0.1:0", "--insecure") as open_to_all:
+        assert open_to_all.event("insecure")["identity"] == made["identity"]
+    done = edgetune("client", "generate", "Hm?", "--run", "r", "--state", tmp_path / "state", *nobody)
+    assert done.returncode == 1 and f"the identity in {tmp_path / 'state' / 'identity'} is not used" in done.stderr
 
 
 @pytest.mark.parametrize(("given", "name"), [("münchen.de", "xn--mnchen-3ya.de"), ("::2", "::2")])

@@ -16,8 +16,8 @@ from rich.console import Console
 from coordinator import authority
 from edge_client.transport import Connection
 from edgetune import standing
-from tests.coordinator.test_service import created, named, update
 from tests.processes import CoordinatorProcess, command, edgetune, environment, write_toy_spec
+from tests.updates import created, named, update
 from wire.messages import ReleaseStatus, RunStatus, Task
 
 RELEASE = ReleaseStatus(0, "ab" * 32, 1000, 1e9, 12.3456, 10, 2.1, 2.0, 123_456_789_012, 987_654_321)
@@ -93,6 +93,7 @@ def test_watching_is_a_line_of_json_a_status_or_a_view(tmp_path: Path) -> None:
     releases = [release for one in told for release in one["releases"]]
     assert [release["version"] for release in releases if release["held_out_loss"] is None] == [0, 1]
     assert len({json.dumps(release) for release in releases}) == len(releases)
+    assert shown.stdout.endswith("\n"), "what follows begins a line of its own"
     assert shown.returncode == 0 and "one: done" in shown.stdout and "perplexity" in shown.stdout
 
 

@@ -47,3 +47,12 @@ def test_an_update_that_a_coordinator_would_refuse_ends_the_simulation() -> None
     with pytest.raises(PayloadError) as refused:
         played(method=LORA | {"learning_rate": 100.0})
     assert refused.value.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("changes", [{}, {"downlink": {"codec": "int8"}}, {"method": MEZO}])
+def test_a_process_that_follows_the_releases_of_another_sends_what_that_one_would(changes: dict[str, Any]) -> None:
+    (first, _), (second, _) = played(**changes), played(**changes)
+    text = first.engine.tokenize([Example("bcd " * 30)] * 4, 32)
+    second.follow(first.publish([first.sent("a", text), second.sent("b", text)]))
+    assert second.release.digest == first.release.digest
+    assert second.sent("c", text).payload == first.sent("c", text).payload

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import time
 from pathlib import Path
 from random import Random
@@ -39,7 +38,7 @@ from tests.faults.steps import Steps, instrument
 from wire import spec
 from wire.contract import CONTRACT, Action, after
 from wire.delta import Delta, Layout
-from wire.errors import EdgetuneError, Reason, Refused
+from wire.errors import Reason, Refused
 from wire.messages import Contribution, Metrics, Receipt, Task
 from wire.run_spec import RunSpec
 
@@ -57,6 +56,14 @@ class Stage:
     @property
     def addresses(self) -> Path:
         return self.folder / "addresses"
+
+    def address(self, number: int) -> Path:
+        """Where a replica is, for all who look for one."""
+        return self.addresses / str(number)
+
+    def aside(self, number: int) -> Path:
+        """The same of one that is stopped, which nobody should look for."""
+        return self.folder / f"stopped-{number}"
 
     @property
     def calm(self) -> Path:
@@ -90,7 +97,6 @@ def quicken() -> None:
         (transport, "CALL_S", 1.0),
         (transport, "transfer_s", lambda size: 2.0),
         (uploads, "transfer_s", lambda size: 2.0),
-        (uploads, "PART_S", 2.0),
         (participate, "HOLD_S", 1.0),
         (participate, "LONGEST_PAUSE_S", 0.1),
     ):
@@ -120,12 +126,11 @@ def replica(stage: Stage, number: int, life: Life, bug: str | None) -> None:
     instrument(Steps(_Struck(stage, number, life)))
     if bug:
         bugs.BUGS[bug].plant()
-    address = stage.addresses / str(number)
 
     def ready(doors: Doors) -> None:
         aside = stage.folder / f"address-{number}"
         aside.write_text(doors.devices)
-        aside.replace(address)
+        aside.replace(stage.address(number))
 
     asyncio.run(serve(stage.place.open(), Serving(Doors("127.0.0.1:0")), ready))
 
@@ -224,8 +229,8 @@ class _NoEngine(Session):
 
 def client(stage: Stage, scene: Scene, number: int, incarnation: int) -> None:
     quicken()
-    if number == draws.UPLOADER:
-        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300)
+    if number <= scene.uploaders:
+        vars(uploads).update(CHUNK_BYTES=1024, PART_BYTES=300, LONGEST_PART_BYTES=300, CALL_BYTES=600)
     chance = Random(f"edgetune client {scene.seed} {number} {incarnation}")
     participate._compute = lambda *given: _computed(chance, stage.calm, *given)
     session = _NoEngine(Device(stage.folder), [])
@@ -283,29 +288,3 @@ def judge(stage: Stage, scene: Scene, ended: bool) -> None:
         return {"violations": found, "rounds": len(status.releases) - 1, "receipts": len(set(noted))}
 
     (stage.folder / "judged.json").write_text(json.dumps(asyncio.run(judged())))
-
-
-def alone(work: Any, *given: Any, log: Path) -> int:
-    """Run in a fork; its process. What it prints goes to `log`. It ends with 0, or 3 after an error of ours, or 4."""
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 4
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        work(*given)
-        code = 0
-    except EdgetuneError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        code = 3
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coordinator import closing, publish, rounds, service, threads
+from coordinator.rules import Rules
 from coordinator.stores import Ledger, files, group_commit, rows, runs, sql_ledger, updates
 from coordinator.stores import uploads as stored_uploads
 from tests.faults.draws import LANES, Lane
@@ -63,9 +64,9 @@ def publish_in_two_transactions() -> None:
     insert, opened = rows.insert_round, list[tuple[str, Any]]()
     whole = sql_ledger.SqlLedger.publish
 
-    async def published(self: Any, run: str, sealed: Any, release: Any) -> bool:
+    async def published(self: Any, run: str, sealed: Any, release: Any, since_us: int | None = None) -> bool:
         rows.insert_round = lambda db, name, fresh: opened.append((name, fresh))
-        won = await whole(self, run, sealed, release)
+        won = await whole(self, run, sealed, release, since_us)
         rows.insert_round = insert
         while opened:
             await self._write(insert, *opened.pop())
@@ -99,7 +100,7 @@ def release_before_its_adapter() -> None:
         ledger: Ledger = store.ledger
         run, parent = await ledger.run(name), await ledger.release(name, sealed.base_version)
         accepted = await ledger.contributions(name, sealed.number, sealed.attempt)
-        made = publish.combine(publish.rules(run.spec, run.layout), parent, accepted, store.blobs)
+        made = publish.combine(Rules.of(run.spec, run.layout), parent, accepted, store.blobs)
         await ledger.publish(name, sealed, made.release)
         for blob in made.blobs:
             store.blobs.put(blob)

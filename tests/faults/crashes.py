@@ -17,10 +17,8 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from coordinator.meter import Meter, Times
 from coordinator.service import Federation
 from coordinator.stores import Place, Store
 from protos.v1 import federation_pb2 as pb
-from tests.faults import bugs, invariants
+from tests.faults import bugs, forks, invariants
 from tests.faults.steps import Steps, instrument
 from tests.servers import s3_url, schema_url
 from wire import run_spec, spec
@@ -134,20 +132,6 @@ def update(task: Task, device: str) -> tuple[Contribution, bytes]:
     return mine, payload
 
 
-def in_child(work: Callable[[], Any]) -> int:
-    """Run in a fork; how it ended, as `os.waitstatus_to_exitcode` says it."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @dataclasses.dataclass(frozen=True)
 class Servers:
     """PostgreSQL at a URL, and an S3 server at an address: every crash has a schema and a prefix of its own."""
@@ -174,32 +158,35 @@ class Sweep:
 
     def attempt(self, crash: Crash | None) -> list[str]:
         """One crash in a fresh store, and all that is wrong after it; steps of a run without a crash lie in `steps.json`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        place = self.servers.fresh() if self.servers else Place.of(str(self.folder / "store"), None)
-        died = in_child(lambda: self._crashing(place, crash))
+        folder = self.folder_of(crash)
+        folder.mkdir(parents=True)
+        place = self.servers.fresh() if self.servers else Place.of(str(folder / "store"), None)
+        died = forks.ended(forks.alone(self._crashing, place, folder, crash))
         if died != (0 if crash is None else -signal.SIGKILL):
             return [f"the step was not reached, or something else went wrong first: exit {died}"]
-        if in_child(lambda: self._going_on(place)) != 0:
+        if forks.ended(forks.alone(self.going_on, place, folder)) != 0:
             return ["checking failed"]
-        found: list[str] = json.loads((self.folder / "faults.json").read_text())
+        found: list[str] = json.loads((folder / "faults.json").read_text())
         return found
 
-    def _crashing(self, place: Place, crash: Crash | None) -> None:
-        steps = self._prepare(crash)
-        asyncio.run(federation(place, self.folder / "journal"))
-        (self.folder / "steps.json").write_text(json.dumps(steps.arrivals))
+    def folder_of(self, crash: Crash | None) -> Path:
+        return self.folder / (f"{crash.step} {crash.arrival}" if crash else "none")
 
-    def _going_on(self, place: Place) -> None:
+    def _crashing(self, place: Place, folder: Path, crash: Crash | None) -> None:
+        steps = self._prepare(crash)
+        asyncio.run(federation(place, folder / "journal"))
+        (folder / "steps.json").write_text(json.dumps(steps.arrivals))
+
+    def going_on(self, place: Place, folder: Path) -> None:
         self._prepare(None)
-        journal = [self.folder / "journal"]
+        journal = [folder / "journal"]
         found = asyncio.run(invariants.violations_at(place, journal, ended=False))
         try:
             asyncio.run(federation(place, journal[0]))
             found += asyncio.run(invariants.violations_at(place, journal, ended=True))
         except EdgetuneError as error:
             found.append(f"a coordinator cannot go on: {error}")
-        (self.folder / "faults.json").write_text(json.dumps(found))
+        (folder / "faults.json").write_text(json.dumps(found))
 
     def _prepare(self, crash: Crash | None) -> Steps:
         instrument(steps := dying_at(crash))
@@ -211,15 +198,15 @@ class Sweep:
         alike: of each kind the first will do."""
         if found := self.attempt(None):
             raise AssertionError(f"wrong without any crash: {found}")
-        arrivals: dict[str, int] = json.loads((self.folder / "steps.json").read_text())
+        arrivals: dict[str, int] = json.loads((self.folder_of(None) / "steps.json").read_text())
         undone = {step for step in arrivals if step.startswith(("INSERT", "UPDATE", "DELETE"))}
         every = [Crash(step, n) for step, last in arrivals.items() for n in range(1, 2 if step in undone else last + 1)]
         return [crash for crash in every if self.bug is None or crash.step == bugs.BUGS[self.bug].step]
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    def run(self, abreast: int = 1) -> Iterator[dict[str, Any]]:
         """What each crash did; with a seeded bug, of its step, until the first violation."""
-        for crash in self.crashes():
-            found = self.attempt(crash)
+        every = self.crashes()
+        for crash, found in zip(every, forks.side_by_side(self.attempt, every, abreast), strict=True):
             yield {**dataclasses.asdict(crash), "faults": found}
             if self.bug and found:
                 return
@@ -230,8 +217,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bug", choices=sorted(bugs.BUGS))
     parser.add_argument("--servers", nargs=2, metavar=("POSTGRES_URL", "S3_ADDRESS"))
+    parser.add_argument("--abreast", type=int, default=1, help="how many crashes at a time")
     args = parser.parse_args()
-    for result in Sweep(args.folder, Servers(*args.servers) if args.servers else None, args.bug).run():
+    forks.warm_up(RUN, LAYOUT)
+    sweep = Sweep(args.folder, Servers(*args.servers) if args.servers else None, args.bug)
+    for result in sweep.run(args.abreast):
         print(json.dumps(result), flush=True)
 
 

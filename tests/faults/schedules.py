@@ -8,7 +8,7 @@ fails says its seed and keeps its folder:
 
     python -m tests.faults.schedules --store sqlite --seeds 7:8
 
-This process forks all others, and has no threads and no gRPC of its own.
+Schedules wait more than they compute: some are played side by side, each in a fork that forks all others of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
-import importlib
+import functools
 import json
 import os
 import shutil
@@ -30,18 +29,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from coordinator import publish
 from coordinator.stores import Place
 from tests import servers
-from tests.faults import actors, bugs, draws
+from tests.faults import actors, bugs, draws, forks
 from tests.faults.actors import Stage
 from tests.faults.draws import Incident, Lane, Life, Scene
 from tests.faults.flaky_links import append
 
-IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 STUCK_AFTER_S = 30.0
 """Without a receipt after the last fault, on a machine that has other work too; deadlines are 1.5 s or never come."""
-STEP_S = 0.008
+LONGEST_S = 120.0
+"""From the last fault to the end, whatever moves: what takes seconds alone may take half a minute beside other work."""
+STEP_S = 0.015
 RESTART_S = 0.05
 
 
@@ -50,12 +49,22 @@ class Servers:
     """What a lane over servers stands on; both None in the embedded lane."""
 
     database: servers.Postgres | None = None
-    bucket: servers.S3 | None = None
+    bucket: servers.SeaweedFS | None = None
 
     def place(self, folder: Path) -> Place:
         if self.database is None or self.bucket is None:
             return Place.of(str(folder / "store"), None)
         return Place.of(self.database.fresh(), self.bucket.fresh())
+
+    @contextlib.contextmanager
+    def of(self, scene: Scene) -> Iterator[Servers]:
+        """For one schedule: a server that crashes in it is no other's."""
+        befallen = {incident.kind for incident in scene.incidents}
+        with contextlib.ExitStack() as ends:
+            crashing = "database" in befallen and self.database
+            database = ends.enter_context(servers.postgres(power_may_fail=False)) if crashing else self.database
+            bucket = ends.enter_context(servers.seaweedfs()) if "bucket" in befallen else self.bucket
+            yield Servers(database, bucket)
 
 
 @dataclasses.dataclass
@@ -101,16 +110,21 @@ class Schedule:
                 os.waitpid(pid, 0)
 
     def _create(self) -> None:
-        if self._finished(self._fork("create", 0, actors.create, self._stage, self._scene)) != 0:
+        if forks.ended(self._fork("create", 0, actors.create, self._stage, self._scene)) != 0:
             raise RuntimeError(f"no run could be created; see {self._stage.folder}/create-0.log")
 
     def _through_faults(self) -> None:
         incidents = list(self._scene.incidents)
         until = self._began + self._scene.lasts_s
-        while time.monotonic() < until and not self._is_over():
+        while time.monotonic() < until and not self._is_in_the_last_round() and not self._is_over():
             while incidents and time.monotonic() - self._began >= incidents[0].at_s:
                 self._befall(incidents.pop(0))
             self._turn()
+
+    def _is_in_the_last_round(self) -> bool:
+        run = self._scene.run
+        noted = sum(journal.read_bytes().count(b"\n") for journal in self._stage.journals())
+        return noted >= (run.rounds - 1) * run.cohort.size
 
     def _to_the_end(self) -> None:
         """One replica without a fault of its own, and every client."""
@@ -118,13 +132,13 @@ class Schedule:
         self._end_all("replica")
         self._due = [one for one in self._due if one[1] == "client"]
         self._start("replica", 1, Life())
-        moved, noted = time.monotonic(), 0
-        while not self._is_over() and time.monotonic() - moved < STUCK_AFTER_S:
+        moved, noted, give_up = time.monotonic(), 0, time.monotonic() + LONGEST_S
+        while not self._is_over() and time.monotonic() < min(moved + STUCK_AFTER_S, give_up):
             self._turn()
             if (now := sum(journal.stat().st_size for journal in self._stage.journals())) != noted:
                 moved, noted = time.monotonic(), now
         if not self._is_over():
-            self._wrong.append(f"nothing moves, and {self._scene.clients - len(self._done)} clients have not ended")
+            self._wrong.append(f"no end comes, and {self._scene.clients - len(self._done)} clients have not ended")
         self._end_all("client")
         self._end_all("replica")
 
@@ -138,6 +152,7 @@ class Schedule:
             if process.goes_on_at is not None and (now >= process.goes_on_at or self._stage.calm.exists()):
                 process.goes_on_at = None
                 os.kill(pid, signal.SIGCONT)
+                _moved(self._stage.aside(process.number), self._stage.address(process.number))
             ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
             if ended:
                 self._ended(pid, process, status, now)
@@ -148,12 +163,14 @@ class Schedule:
     def _ended(self, pid: int, process: _Process, status: int, now: float) -> None:
         """Or stopped at a step of its own."""
         if os.WIFSTOPPED(status):
-            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, 0.4)
+            process.goes_on_at = process.goes_on_at or now + self._stops.get(process.number, self._scene.stopped_s)
+            _moved(self._stage.address(process.number), self._stage.aside(process.number))
             return
         del self._running[pid]
         code = os.waitstatus_to_exitcode(status)
         if process.kind == "replica":
-            (self._stage.addresses / str(process.number)).unlink(missing_ok=True)
+            self._stage.address(process.number).unlink(missing_ok=True)
+            self._stage.aside(process.number).unlink(missing_ok=True)
         if process.kind == "client" and code == 0:
             self._done.add(process.number)
             return
@@ -186,7 +203,7 @@ class Schedule:
                 ]
             case "database" if self._over.database:
                 self._over.database.crash()
-            case "bucket" if isinstance(self._over.bucket, servers.SeaweedFS):
+            case "bucket" if self._over.bucket:
                 self._over.bucket.crash()
 
     def _kill(self, kind: str, incident: Incident) -> None:
@@ -202,7 +219,7 @@ class Schedule:
                 del self._running[pid]
         if kind == "replica":
             self._due = [one for one in self._due if one[1] != kind]
-            for address in self._stage.addresses.iterdir():
+            for address in (*self._stage.addresses.iterdir(), *self._stage.folder.glob("stopped-*")):
                 address.unlink()
 
     def _start(self, kind: str, number: int, life: Life | None = None) -> None:
@@ -216,13 +233,10 @@ class Schedule:
         self._running[pid] = _Process(kind, number, incarnation)
 
     def _fork(self, kind: str, number: int, work: Any, *given: Any) -> int:
-        return actors.alone(work, *given, log=self._stage.folder / f"{kind}-{number}.log")
-
-    def _finished(self, pid: int) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return forks.alone(work, *given, log=self._stage.folder / f"{kind}-{number}.log")
 
     def _judge(self, ended: bool) -> dict[str, Any]:
-        if self._finished(self._fork("judge", 0, actors.judge, self._stage, self._scene, ended)) != 0:
+        if forks.ended(self._fork("judge", 0, actors.judge, self._stage, self._scene, ended)) != 0:
             said = (self._stage.folder / "judge-0.log").read_text().strip().splitlines()
             self._wrong.append(f"the store cannot be judged: {said[-1] if said else ''}")
             return {"rounds": 0, "receipts": 0}
@@ -251,11 +265,17 @@ class Schedule:
         }
 
 
+def _moved(address: Path, to: Path) -> None:
+    """What is stopped before it has an address, has none."""
+    with contextlib.suppress(FileNotFoundError):
+        address.replace(to)
+
+
 def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = None) -> dict[str, Any]:
     """What became of a schedule. Its folder goes to `kept` if anything is wrong, unless a bug was on."""
-    scene = draws.scene(seed, lane, isinstance(over.bucket, servers.SeaweedFS))
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        outcome = Schedule(scene, over, Path(folder) / "own", bug).play()
+    scene = draws.scene(seed, lane)
+    with tempfile.TemporaryDirectory(dir=servers.IN_MEMORY) as folder, over.of(scene) as own:
+        outcome = Schedule(scene, own, Path(folder) / "own", bug).play()
         if outcome["violations"] and not bug:
             place = kept / f"{lane}-{seed}"
             shutil.rmtree(place, ignore_errors=True)
@@ -265,44 +285,32 @@ def played(seed: int, over: Servers, lane: Lane, kept: Path, bug: str | None = N
 
 
 @contextlib.contextmanager
-def standing(lane: Lane, seaweed: bool) -> Iterator[Servers]:
+def standing(lane: Lane) -> Iterator[Servers]:
     """The servers of a lane, for as long as it takes."""
     if lane == "sqlite":
         yield Servers()
         return
-    with (
-        servers.postgres(power_may_fail=False) as database,
-        servers.seaweedfs() if seaweed else servers.moto() as bucket,
-    ):
+    with servers.postgres(power_may_fail=False) as database, servers.seaweedfs() as bucket:
         os.environ |= bucket.environment
         yield Servers(database, bucket)
-
-
-def warm_up() -> None:
-    """Load here what every process would load for itself, and let forks share it."""
-    publish.rules(draws.scene(0, "sqlite").run, draws.LAYOUT)
-    with contextlib.suppress(ImportError):
-        importlib.import_module("coordinator.stores.s3")
-    gc.collect()
-    gc.freeze()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--store", choices=get_args(Lane), required=True)
     parser.add_argument("--seeds", default="0:30", help="FIRST:LAST+1, or a list")
-    parser.add_argument("--seaweed", action="store_true", help="a bucket that survives its server, instead of moto's")
     parser.add_argument("--bug", choices=sorted(bugs.BUGS), help="a mistake that every replica makes")
     parser.add_argument("--first", action="store_true", help="stop at the first schedule that fails")
+    parser.add_argument("--abreast", type=int, default=1, help="how many are played at a time")
     parser.add_argument("--folder", type=Path, default=Path("faults-out"), help="where what failed is kept")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes and servers end with this one
     os.environ |= {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0", "OMP_NUM_THREADS": "1"}
-    warm_up()
+    forks.warm_up(draws.scene(0, "sqlite").run, draws.LAYOUT)
     wrong = 0
-    with standing(args.store, args.seaweed) as over:
-        for seed in _seeds(args.seeds):
-            outcome = played(seed, over, args.store, args.folder, args.bug)
+    with standing(args.store) as over:
+        play = functools.partial(played, over=over, lane=args.store, kept=args.folder, bug=args.bug)
+        for outcome in forks.side_by_side(play, _seeds(args.seeds), args.abreast):
             print(json.dumps(outcome), flush=True)
             wrong += bool(outcome["violations"])
             if wrong and args.first:

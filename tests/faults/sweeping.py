@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""A folder in memory where that is possible: what is killed is a process, and the page cache outlives it."""
+from tests import servers
 
 ABREAST = 3
+"""Crashes, and twice as many schedules, at a time: they wait as long as they compute, or longer."""
 LONGEST_S = 580.0
 """On a machine that has much other work: alone, a sweep or thirty schedules take less than a minute."""
 
 
 def sweep(*more: str) -> list[dict[str, Any]]:
     """What each crash did."""
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        return _said("tests.faults.crashes", f"{folder}/one", *more, fine=(0,))
+    with tempfile.TemporaryDirectory(dir=servers.IN_MEMORY) as folder:
+        return _said("tests.faults.crashes", f"{folder}/one", *more, abreast=ABREAST, fine=(0,))
 
 
 def schedules(store: str, count: int, *more: str) -> list[dict[str, Any]]:
-    """What became of each schedule, seeds from 0; some at a time, as each waits more than it computes."""
-    seeds = [",".join(map(str, range(at, count, ABREAST))) for at in range(ABREAST)]
-    with ThreadPoolExecutor(ABREAST) as pool:
-        parts = pool.map(
-            lambda part: _said("tests.faults.schedules", "--store", store, "--seeds", part, *more, fine=(0, 1)), seeds
-        )
-        return [played for part in parts for played in part]
+    """What became of each schedule, seeds from 0."""
+    line = ("--store", store, "--seeds", f"0:{count}", *more)
+    return _said("tests.faults.schedules", *line, abreast=2 * ABREAST, fine=(0, 1))
 
 
-def _said(program: str, *arguments: str, fine: tuple[int, ...]) -> list[dict[str, Any]]:
-    line = [sys.executable, "-m", program, *arguments]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+def _said(program: str, *arguments: str, abreast: int, fine: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Without a look at which lines are covered: what a fork of it runs would be forgotten with the fork."""
+    line = [sys.executable, "-m", program, *arguments, "--abreast", str(abreast)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
+    env |= servers.S3.environment
+    result = subprocess.run(line, capture_output=True, text=True, timeout=LONGEST_S, check=False, env=env)
     assert result.returncode in fine, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]

@@ -15,9 +15,9 @@ pytestmark = [
 ]
 
 
-def test_no_crash_over_a_database_and_a_bucket_loses_or_doubles_anything_either(s3_server: servers.S3) -> None:
-    with servers.postgres(power_may_fail=False) as database:
-        crashes = sweep("--servers", database.url, s3_server.address)
+def test_no_crash_over_a_database_and_a_bucket_loses_or_doubles_anything_either() -> None:
+    with servers.postgres(power_may_fail=False) as database, servers.seaweedfs() as bucket:
+        crashes = sweep("--servers", database.url, bucket.address)
     assert [crash for crash in crashes if crash["faults"]] == []
     steps = {crash["step"] for crash in crashes}
     assert len(crashes) > 100 and {"COMMIT", "COMMIT done", "bucket put", "bucket put done", "blob delete"} < steps

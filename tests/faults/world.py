@@ -38,6 +38,7 @@ from edge_client.methods import Trained
 from edge_client.releases import Releases
 from edge_client.session import Session, Work
 from edge_client.state import DeviceState
+from edge_client.view import View
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from tests.faults.network import CALM, Channel, Network, Server
 from tests.faults.plans import Op, Plan
@@ -183,6 +184,9 @@ class _Growing:
         self._file[0] += data[len(data) // 2 :]
         _step(self._life, "file part done")
 
+    def sync(self) -> None:
+        _step(self._life, "file sync")
+
     def finish(self, digest: str) -> None:
         _step(self._life, "file link")
         self._names.setdefault(digest, self._file)
@@ -304,7 +308,15 @@ class Device:
 
     def work(self, run: RunSpec) -> Work:
         initial = np.zeros(LAYOUT.size, np.float32)
-        parts = (run, LAYOUT, run.chain(), cast(Any, _Method(self, self._train_s)), _Engine(), Releases(), initial)
+        parts = (
+            run,
+            View(LAYOUT),
+            run.chain(),
+            cast(Any, _Method(self, self._train_s)),
+            _Engine(),
+            Releases(),
+            initial,
+        )
         return Work(*parts, train=[], held_out=[], examples=self._weight)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wire.codecs import chain
+from wire.codecs import Fields, FieldShape, chain
+from wire.codecs.normal_float import NormalFloat
 from wire.delta import Delta, Layout, Tensor, Vector
+from wire.errors import PayloadError, Reason, SpecError
 
 SIZE = 1 << 16
 LAYOUT = Layout((Tensor("a", (SIZE,)),))
@@ -106,3 +108,25 @@ def test_seeds_that_are_sent_differ_between_updates_and_are_the_same_again_for_t
     second = through(normal(2), {"id": "dither"}, ENTROPY)[1] - normal(2)
     assert abs(float(np.corrcoef(first, second)[0, 1])) < 0.02
     np.testing.assert_array_equal(through(normal(1), {"id": "dither"}, ENTROPY)[1] - normal(1), first)
+
+
+@pytest.mark.parametrize(
+    ("scale", "reason"), [(-1.0, Reason.BAD_PAYLOAD), (np.inf, Reason.NOT_FINITE), (np.nan, Reason.NOT_FINITE)]
+)
+def test_a_scale_of_normal_floats_that_no_encoder_writes_is_refused_however_it_is_read(
+    scale: float, reason: Reason
+) -> None:
+    stage, like, total = NormalFloat(64), {"values": FieldShape("float32", 64)}, np.zeros(64, np.int64)
+    fields: Fields = {"scales": np.array([scale], np.float16), "codes": np.zeros(32, np.uint8)}
+    for read in (lambda: stage.decode(fields, like), lambda: stage.add(fields, like, total, 24, 1)):
+        with pytest.raises(PayloadError) as caught:
+            read()
+        assert caught.value.reason is reason
+    assert not total.any()
+
+
+@pytest.mark.parametrize("stage", ["blockwise", "normal_float", "sign", "ternary"])
+def test_a_block_that_cannot_be_is_refused_where_it_is_named(stage: str) -> None:
+    for block in (0, (1 << 20) + 1):
+        with pytest.raises(SpecError, match="block must lie between 1 and"):
+            chain.codec([{"id": stage, "block": block}, PACK])

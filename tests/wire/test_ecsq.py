@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire.codecs import chain, kernels, kernels_numba, rank_rows, rans
-from wire.codecs.compositions import ROTATION
+from wire.codecs.compositions import ROTATION, ecsq
 from wire.codecs.kernels import SYMBOLS, TOTAL
 from wire.codecs.rank_rotate import RankRotate
 from wire.delta import Delta, Layout, Tensor
@@ -68,6 +68,21 @@ def test_an_update_has_its_target_and_at_most_two_percent_less(bits: float, stat
     for delta in (gaussian(LARGE), gaussian(LARGE, 1, directions=2)):
         found, _ = lost(delta, bits, states=states)
         assert 0.98 * bits <= found <= bits + 160 / LARGE.size
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0, 4.0])
+def test_a_chain_decodes_what_another_rate_of_it_encodes(share: float) -> None:
+    made, delta = chain.codec(ecsq(0.5, ROTATION)), gaussian(LARGE)
+    rated = made.rated(share)
+    payload, _ = rated.encode(delta, rated.init(LARGE))
+    assert 8 * len(payload) / LARGE.size == pytest.approx(0.5 * share, rel=0.05)
+    assert np.array_equal(made.decode(payload, LARGE).vector, rated.decode(payload, LARGE).vector)
+    assert (rated is made) == (share == 1.0)
+
+
+def test_a_chain_without_a_target_is_itself_at_every_rate() -> None:
+    made = chain.codec("int8")
+    assert made.rated(2.0) is made
 
 
 def test_a_target_in_bytes_counts_everything_but_the_header() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import publish
+from coordinator.rules import Rules
 from edge_client.engines.toy import ToyBase
 from edge_client.methods import METHODS
 from edge_client.session import settled
@@ -28,7 +28,7 @@ LEAST: dict[str, Any] = {
 def test_every_example_describes_a_run_that_both_ends_understand(path: Path) -> None:
     run = run_spec.read_toml(path)
     spec.build(METHODS, run.method, "method")
-    publish.rules(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
+    Rules.of(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
 
 
 def test_there_are_examples() -> None:
@@ -160,6 +160,13 @@ def test_scalars_are_buffered_along_a_subspace_only_if_it_is_the_same_in_every_r
         settled(wanted(3), ToyBase())
 
 
+@pytest.mark.parametrize(("growth", "rounds"), [(8.0, 10), (1.0, 3), (0.5, 7), (8.0, 1)])
+def test_the_shares_of_a_runs_rounds_grow_evenly_and_have_the_mean_one(growth: float, rounds: int) -> None:
+    shares = [run_spec.Rates(growth).share(number, rounds) for number in range(1, rounds + 1)]
+    assert sum(shares) / rounds == pytest.approx(1)
+    assert shares[-1] / shares[0] == pytest.approx(growth if rounds > 1 else 1)
+
+
 OLD = (
     '{"aggregator":{"id":"mean","weight_by":"examples"},"base":{"digest":"'
     + "b" * 64
@@ -191,6 +198,7 @@ def test_what_is_not_set_is_not_said_so_that_an_older_program_meets_no_key_that_
         ({"cohort": {"goal": 2, "owner_share": 0.5}}, 2),
         ({"cohort": ASYNC}, 2),
         ({"method": {"id": "hybrid"}}, 2),
+        ({"aggregator": {"id": "flexlora"}}, 2),
         ({"forward_method": {"id": "mezo", "adapter": {"id": "of tomorrow"}}}, 2),
         ({"directions": {"drawn": "device", "subspace": {"rank": 2}}}, 2),
     ],

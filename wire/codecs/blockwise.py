@@ -30,8 +30,7 @@ class Blockwise:
     kind: ClassVar[Literal["fields"]] = "fields"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block <= 1 << 16:
-            raise ValueError("block must lie between 1 and 65536")
+        check_block(self.block, 1 << 16)
 
     @property
     def top(self) -> int:
@@ -58,7 +57,7 @@ class Blockwise:
         return {"scales": scales, "codes": codes if self.bits == 8 else _join_nibbles(codes), **rest}, {}
 
     def decode(self, y: Fields, like: Shape) -> Fields:
-        length, scales = like["values"].length, _checked(y["scales"]).astype(np.float32)
+        length, scales = like["values"].length, checked_scales(y["scales"]).astype(np.float32)
         codes = y["codes"] if self.bits == 8 else _split_nibbles(y["codes"], length)
         self._check(int(codes.min(initial=0)))
         values = (blocks(codes.astype(np.float32), self.block) * scales[:, None]).reshape(-1)[:length]
@@ -68,7 +67,7 @@ class Blockwise:
     def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> None:
         """total += weight · round(value · 2^fraction_bits), in integers alone: a scale is a whole number of 2^-24, and a code's
         product with it is exact in float32. Raises PayloadError, as late as at the end."""
-        units = (_checked(y["scales"]).astype(np.float64) * (2.0**fraction_bits * weight)).astype(np.int64)
+        units = (checked_scales(y["scales"]).astype(np.float64) * (2.0**fraction_bits * weight)).astype(np.int64)
         kernel = kernels.fastest(len(total))
         if self.bits == 4 and len(total) % 2 and y["codes"][-1] & 15 != 8:
             raise PayloadError(Reason.BAD_PAYLOAD, "the code after the last one is not zero")
@@ -79,7 +78,13 @@ class Blockwise:
             raise PayloadError(Reason.BAD_PAYLOAD, "a block has a code out of range")
 
 
-def _checked(scales: Array) -> Array:
+def check_block(block: int, most: int) -> None:
+    """Raises ValueError for a number of entries that share a scale which cannot be."""
+    if not 1 <= block <= most:
+        raise ValueError(f"block must lie between 1 and {most}")
+
+
+def checked_scales(scales: Array) -> Array:
     """Raises PayloadError for scales that no encoder writes. Their bits as integers are in the order of their values, what is
     not finite above all that is, what is negative above that."""
     if scales.view(np.uint16).max(initial=0) < INFINITY:

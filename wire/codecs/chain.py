@@ -21,6 +21,8 @@ NAME_BYTES = 8
 """Bytes of a digest that a header carries: enough to tell mistakes, which is all it is for."""
 HEADER_BYTES = len(MAGIC) + 2 * NAME_BYTES
 
+SHORTEST_TARGET, LONGEST_TARGET = 0.001, 12.0
+"""Bits a parameter that a stage can be asked for."""
 _SMALL = Layout((Tensor("any", (100,)),))
 
 
@@ -29,6 +31,7 @@ class Chain:
     """Fields stages, one `pack`, byte stages. Raises SpecError for any other order."""
 
     stages: tuple[Stage, ...]
+    known_as: str | None = None
 
     def __post_init__(self) -> None:
         kinds = [stage.kind for stage in self.stages]
@@ -44,8 +47,15 @@ class Chain:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the stages' plain form."""
-        return spec.digest([spec.plain(stage) for stage in self.stages])
+        """SHA-256 of the stages' plain form; of those of the chain that this one is `rated` from."""
+        return self.known_as or spec.digest([spec.plain(stage) for stage in self.stages])
+
+    def rated(self, share: float) -> Chain:
+        """This chain with `share` times its target: an encoder of other lengths, whose payloads this chain decodes. A chain
+        without a target is itself at every rate."""
+        tables = [spec.plain(stage) for stage in self.stages]
+        rated = [_rated(table, share) for table in tables]
+        return self if rated == tables else Chain(series.build(rated, "codec"), self.digest)
 
     def max_bytes(self, layout: Layout) -> int:
         """The longest payload that an encoder can write for `layout`."""
@@ -103,6 +113,18 @@ class Chain:
             raise PayloadError(Reason.WRONG_LAYOUT, "the update was encoded for another layout")
         if found[second:] != wanted[second:]:
             raise PayloadError(Reason.WRONG_CODEC, f"the update was encoded by another codec than {self}")
+
+
+def _rated(stage: Plain, share: float) -> Plain:
+    """A stage's table with its target times `share`, and so those of the stages that it wraps."""
+    changed = dict(stage)
+    if changed.get("target_bytes") is not None:
+        changed["target_bytes"] = max(1, round(changed["target_bytes"] * share))
+    if "target_bits" in changed:
+        changed["target_bits"] = min(LONGEST_TARGET, max(SHORTEST_TARGET, changed["target_bits"] * share))
+    if "inner" in changed:
+        changed["inner"] = [_rated(inner, share) for inner in changed["inner"]]
+    return changed
 
 
 def _placed(parts: Iterator[Vector], layout: Layout) -> Iterator[tuple[slice, Vector]]:

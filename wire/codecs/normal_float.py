@@ -9,7 +9,7 @@ import numpy as np
 
 from quantize.formats import NF4
 from wire.codecs import Fields, FieldShape, Shape, State, bits, expect, kernels
-from wire.codecs.blockwise import blocks
+from wire.codecs.blockwise import blocks, check_block, checked_scales
 from wire.codecs.floats import half
 from wire.codecs.kernels import Ints
 from wire.errors import PayloadError, Reason
@@ -24,8 +24,7 @@ class NormalFloat:
     kind: ClassVar[Literal["fields"]] = "fields"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block <= 1 << 16:
-            raise ValueError("block must lie between 1 and 65536")
+        check_block(self.block, 1 << 16)
 
     def emits(self, like: Shape) -> Shape:
         size = expect(like, "values", "float32").length
@@ -47,14 +46,12 @@ class NormalFloat:
 
     def decode(self, y: Fields, like: Shape) -> Fields:
         size = like["values"].length
-        scales = np.repeat(y["scales"].astype(np.float32), self.block)[:size]
+        scales = np.repeat(checked_scales(y["scales"]).astype(np.float32), self.block)[:size]
         return {"values": NF4[bits.unpacked(y["codes"], 4, size)].astype(np.float32) * scales}
 
     def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> None:
         """total += weight · round(value · 2^fraction_bits). Raises PayloadError."""
-        scales, unit = y["scales"].astype(np.float32), np.float32(2.0**fraction_bits)
-        if not np.isfinite(scales).all():
-            raise PayloadError(Reason.NOT_FINITE, "a block has a scale that is not a finite number")
+        scales, unit = checked_scales(y["scales"]).astype(np.float32), np.float32(2.0**fraction_bits)
         if len(total) % 2 and y["codes"][-1] & 15:
             raise PayloadError(Reason.BAD_PAYLOAD, "the padding after the last number is not zero")
         levels = NF4.astype(np.float32)

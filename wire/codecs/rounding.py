@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from wire.codecs import Array, Fields, FieldShape, Shape, State, chance, expect
-from wire.codecs.blockwise import blocks
+from wire.codecs.blockwise import blocks, check_block
 from wire.codecs.floats import half
 from wire.errors import PayloadError, Reason
 
@@ -94,8 +94,7 @@ class Ternary:
     kind: ClassVar[Literal["fields"]] = "fields"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block <= 1 << 20:
-            raise ValueError("block must lie between 1 and 2^20")
+        check_block(self.block, 1 << 20)
 
     def emits(self, like: Shape) -> Shape:
         size = expect(like, "values", "float32").length

@@ -1,0 +1,44 @@
+"""The rank that a device's memory allows, where a run lets devices choose."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+from edge_client.adapters import Adapter, Base, whole_layout
+from edge_client.engines import torch_memory
+from edge_client.methods import Method
+from edge_client.view import fitting_rank, full_rank
+from quantize import QuantizedBase
+from wire import spec
+from wire.errors import MachineError
+from wire.portion_rules import PORTIONS, Rule
+from wire.run_spec import RunSpec
+
+
+def affordable_rank(run: RunSpec, method: Method, base: Base, limit: int | None) -> int | None:
+    """The largest rank, from the run's least to its own, at which gradient steps fit into `limit` bytes; the least where none
+    does. None where all devices have one rank, for a base too small to plan, and without a limit."""
+    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    if rule is None or rule.least_rank is None or limit is None or not isinstance(base, QuantizedBase):
+        return None
+    row = method.tunes()
+    ranks = range(full_rank(row.layout(base)), rule.least_rank, -1)
+    return next((rank for rank in ranks if _fits(row.narrowed(rank), method, base, limit)), rule.least_rank)
+
+
+def _fits(row: Adapter, method: Method, base: QuantizedBase, limit: int) -> bool:
+    config = SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
+    size = whole_layout(row, base).size
+    try:
+        torch_memory.plan(config, torch_memory.resident(base), size, method.batch, method.sequence_length, limit)
+    except MachineError:
+        return False
+    return True
+
+
+def rank_here(run: RunSpec, method: Method, base: Base, wanted: int | None, limit: int | None) -> int | None:
+    """A device's rank: the one it was told, else what its memory allows; None for the run's."""
+    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    rank = affordable_rank(run, method, base, limit) if wanted is None else wanted
+    return fitting_rank(rule, rank, full_rank(method.tunes().layout(base)))

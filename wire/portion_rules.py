@@ -1,0 +1,219 @@
+"""What devices tune and send of a layout, round by round: frozen rows, which both ends know from a run's `[portions]`.
+
+A row says the most that a device may send, and what the device may leave out of it. What the updates of a round leave out is
+not moved by that round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from wire.delta import HISTORY, Layout, layer_number
+from wire.errors import PayloadError, Reason
+from wire.portions import MAX_RANK, Portion
+
+
+class Rule(Protocol):
+    """A row of PORTIONS. `least_rank`: the smallest rank that a device may choose, None where all have the same; `choose`: of how
+    many layers at the most a device sends those it chooses, None where it sends all that it may; `rest`: whether it tunes the
+    rest too, and keeps what it could not send."""
+
+    id: str
+    rest: bool
+    choose: int | None
+    least_rank: int | None
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        """The most that `device` may send in round `number`."""
+
+
+def check(rule: Rule, portion: Portion, layout: Layout, number: int, device: str) -> None:
+    """Raises PayloadError for a portion that is not what the run's rule gives this device in this round."""
+    most = rule.most(layout, number, device)
+    ranks = portion.rank == most.rank or (rule.least_rank is not None and (portion.rank or MAX_RANK) >= rule.least_rank)
+    if not (portion.within(most) and ranks and _chosen(rule, portion, most, layout)):
+        raise PayloadError(
+            Reason.WRONG_LAYOUT, f"a part that the run's portions ({rule.id}) do not give in round {number}"
+        )
+
+
+def _chosen(rule: Rule, portion: Portion, most: Portion, layout: Layout) -> bool:
+    """Whether it is all that it may be, or the device's choice of no more layers than it may choose."""
+    if rule.choose is None:
+        return portion.chosen == most.chosen
+    return len({layer_number(layout.tensors[number].name) for number in portion.chosen}) <= rule.choose
+
+
+PORTIONS: Mapping[str, str] = {
+    "tuned": "wire.portion_rules:Tuned",
+    "chosen": "wire.portion_rules:Chosen",
+    "alternate": "wire.portion_rules:Alternate",
+    "fragments": "wire.portion_rules:Fragments",
+    "segments": "wire.portion_rules:Segments",
+    "random_layers": "wire.portion_rules:RandomLayers",
+    "growing": "wire.portion_rules:Growing",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """Everything but history; with `least_rank` a device may have a smaller rank, down to this one."""
+
+    least_rank: int | None = None
+    id: ClassVar[str] = "tuned"
+    rest: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        if self.least_rank is not None and not 1 <= self.least_rank <= MAX_RANK:
+            raise ValueError(f"least_rank must lie between 1 and {MAX_RANK}")
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        return Portion(tuple(tunable(layout)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Whichever layers the device finds worth it: by the size of their gradients, at most `layers` of them."""
+
+    layers: int = 1
+    id: ClassVar[str] = "chosen"
+    rest: ClassVar[bool] = False
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        _check_count("layers", self.layers)
+
+    @property
+    def choose(self) -> int:
+        return self.layers
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        return Portion(tuple(tunable(layout)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternate:
+    """B in odd rounds, A in even ones, the other frozen: each round's mean of products is exact (RoLoRA, arXiv 2502.01755)."""
+
+    id: ClassVar[str] = "alternate"
+    rest: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        frozen = "lora_A" if number % 2 else "lora_B"
+        return Portion(tuple(n for n in tunable(layout) if layout.tensors[n].role != frozen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragments:
+    """Every device sends the same of `count` fragments, one after the other (Streaming DiLoCo, arXiv 2501.18512)."""
+
+    count: int = 4
+    id: ClassVar[str] = "fragments"
+    rest: ClassVar[bool] = True
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        _check_count("count", self.count)
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        return Portion(fragments(layout, self.count)[(number - 1) % self.count])
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Every device begins elsewhere in `count` segments, so that a round has them all (EcoLoRA, arXiv 2506.02001)."""
+
+    count: int = 4
+    id: ClassVar[str] = "segments"
+    rest: ClassVar[bool] = True
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        _check_count("count", self.count)
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        return Portion(fragments(layout, self.count)[(number - 1 + chance(device)) % self.count])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLayers:
+    """`layers` layers, drawn anew for each device and round (FedRA, arXiv 2311.11227)."""
+
+    layers: int = 1
+    id: ClassVar[str] = "random_layers"
+    rest: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        _check_count("layers", self.layers)
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        every = layers(layout)
+        drawn = np.random.Generator(np.random.Philox(key=chance(f"{device}/{number}"))).permutation(len(every))
+        keep = {every[n] for n in drawn[: self.layers]}
+        return Portion(tuple(n for n in tunable(layout) if layer_number(layout.tensors[n].name) in keep))
+
+
+@dataclasses.dataclass(frozen=True)
+class Growing:
+    """At first the last `layers` layers at `rank`; every `rounds` rounds as many more of both (FedAdapter, arXiv 2205.10162)."""
+
+    layers: int = 1
+    rank: int = 1
+    rounds: int = 1
+    id: ClassVar[str] = "growing"
+    rest: ClassVar[bool] = False
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "rank", "rounds"):
+            _check_count(name, getattr(self, name))
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        step, every = 1 + (number - 1) // self.rounds, layers(layout)
+        keep = set(every[-min(len(every), step * self.layers) :])
+        chosen = tuple(n for n in tunable(layout) if layer_number(layout.tensors[n].name) in keep)
+        return Portion(chosen, min(MAX_RANK, step * self.rank))
+
+
+def _check_count(name: str, value: int) -> None:
+    if not 1 <= value <= 1_000_000:
+        raise ValueError(f"{name} must lie between 1 and 1,000,000")
+
+
+def tunable(layout: Layout) -> Sequence[int]:
+    """The places of the tensors that devices tune."""
+    return [number for number, tensor in enumerate(layout.tensors) if tensor.role not in HISTORY]
+
+
+def layers(layout: Layout) -> list[int | None]:
+    """The layers that have something to tune, from the first to the last; [None] for a layout without layers."""
+    found = {layer_number(layout.tensors[n].name) for n in tunable(layout)}
+    return sorted(found, key=lambda layer: -1 if layer is None else layer)
+
+
+def fragments(layout: Layout, count: int) -> list[tuple[int, ...]]:
+    """The tunable tensors in `count` runs of about as many entries each; fewer tensors than that come several times."""
+    places = tunable(layout)
+    sizes = np.array([layout.tensors[n].size for n in places], np.int64)
+    middle = np.cumsum(sizes) - sizes // 2
+    owner = (middle * count // int(sizes.sum())).tolist()
+    found = [tuple(p for p, mine in zip(places, owner, strict=True) if mine == n) for n in range(count)]
+    return [each or (places[n % len(places)],) for n, each in enumerate(found)]
+
+
+def chance(text: str) -> int:
+    """A number of 56 bits that follows from `text` on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
