@@ -25,7 +25,7 @@ from tests.coordinator.test_publish import contribution
 from tests.updates import LAYOUT, make, named
 from wire import spec
 from wire.codecs.chain import HEADER_BYTES
-from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq
+from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq, ectcq
 from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, SpecError
 from wire.messages import ReleaseManifest, Task
@@ -33,8 +33,10 @@ from wire.run_spec import RunSpec
 from wire.scalars import Scalars
 
 OPTIMIZERS: list[dict[str, Any]] = [{"id": "average"}, {"id": "momentum"}, {"id": "adam", "epsilon": 0.1}]
-CODECS = {name: name for name in COMPOSITIONS} | {"ecsq": ecsq(2.0), "rotated_ecsq": ecsq(2.0, ROTATION)}
-"""At their own rate these two have no room in an adapter of a thousand entries."""
+CODECS = {name: name for name in COMPOSITIONS} | {
+    "ecsq": ecsq(2.0), "rotated_ecsq": ecsq(2.0, ROTATION), "ectcq": ectcq(2.0), "rotated_ectcq": ectcq(2.0, ROTATION),
+}  # fmt: skip
+"""At their own rate these four have no room in an adapter of a thousand entries."""
 ZERO = np.zeros(LAYOUT.size, np.float32)
 
 
