@@ -132,8 +132,10 @@ def _weighed(state: DeviceState, work: Work, task: Task, start: Trajectory) -> W
 
 def _portion(state: DeviceState, work: Work, task: Task, start: Trajectory) -> Portion | None:
     """What the device sends in this round."""
-    most, seed = work.view.portion(task.round, state.device), batch_seed(work.run, state.device, task.round)
-    batch = next(batches(work.train, 1, work.method.batch, seed))
+    most = work.view.portion(task.round, state.device)
+    if not work.view.chooses:
+        return most
+    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
     return chosen(work.view, most, work.engine, start.adapter, batch)
 
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from edge_client.adapters import Adapter, Base, whole_layout
-from edge_client.engines import torch_memory
 from edge_client.methods import Method
 from edge_client.view import fitting_rank, full_rank
-from quantize import QuantizedBase
 from wire import spec
 from wire.errors import MachineError
 from wire.portion_rules import PORTIONS, Rule
 from wire.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from quantize import QuantizedBase
 
 
 def affordable_rank(run: RunSpec, method: Method, base: Base, limit: int | None) -> int | None:
     """The largest rank, from the run's least to its own, at which gradient steps fit into `limit` bytes; the least where none
     does. None where all devices have one rank, for a base too small to plan, and without a limit."""
     rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
-    if rule is None or rule.least_rank is None or limit is None or not isinstance(base, QuantizedBase):
+    if rule is None or rule.least_rank is None or limit is None:
+        return None
+    from quantize import QuantizedBase  # needed here alone: clients on small machines count megabytes
+
+    if not isinstance(base, QuantizedBase):
         return None
     row = method.tunes()
     ranks = range(full_rank(row.layout(base)), rule.least_rank, -1)
@@ -28,6 +34,8 @@ def affordable_rank(run: RunSpec, method: Method, base: Base, limit: int | None)
 
 
 def _fits(row: Adapter, method: Method, base: QuantizedBase, limit: int) -> bool:
+    from edge_client.engines import torch_memory
+
     config = SimpleNamespace(**json.loads((base.folder / "config.json").read_text(encoding="utf-8")))
     size = whole_layout(row, base).size
     try:

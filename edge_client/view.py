@@ -65,6 +65,11 @@ class View:
         ranks = [rank for rank in (most.rank, self.rank) if rank is not None]
         return Portion(most.chosen, min(ranks, default=None))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the device says which layers it sends."""
+        return self.rule is not None and self.rule.choose is not None
+
     def tuned(self, portion: Portion | None) -> tuple[int, ...] | None:
         """The engine's tensors that are tuned when `portion` is to be sent; None for all that can be."""
         if portion is None or self.rule is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator import publish
+from coordinator import publish, rules
 from coordinator.rules import Rules
 from coordinator.stores import Store
 from coordinator.stores.memory import MemoryBlobs
@@ -126,7 +126,7 @@ def test_a_verdict_says_how_exact_the_aggregate_is(tmp_path: Path) -> None:
 def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(
     changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "MOST_HELD", 1 << 20)
+    monkeypatch.setattr(rules, "MOST_HELD", 1 << 20)
     table: dict[str, Any] = {"cohort": {"goal": 2}, "aggregator": {"id": "flexlora"}} | changes
     with pytest.raises(SpecError, match=said):
         Rules.of(stores.spec(**table), factors.layout(history=4) if "portions" in changes else LAYOUT)

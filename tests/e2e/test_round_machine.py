@@ -73,7 +73,7 @@ def test_a_run_is_paused_resumed_and_stopped_with_its_newest_release(tmp_path: P
         told = finished(clients)
         ended = settled(coordinator.address)
         again = edgetune("run", "resume", "toy", "--coordinator", coordinator.address)
-        assert again.returncode == 1 and "stopped already" in again.stderr and "Traceback" not in again.stderr
+        assert again.returncode == 1 and "has ended: it is stopped" in again.stderr and "Traceback" not in again.stderr
     assert all(events[-1]["event"] == "finished" for events in told)
     assert (ended.state, ended.detail, len(ended.releases) > 4) == ("stopped", "good enough", True)
     verified = edgetune("run", "verify", "toy", "--store", tmp_path / "store", "--json")

@@ -14,7 +14,7 @@ from tests.faults.plans import SIZES, plan
 from tests.faults.simulation import Outcome, shrunk, simulate
 
 SEEDS = range(40)
-MORE = range(40, 160)
+MORE = range(40, 320)
 """Looked through for what the first do not show: a change of the program is a change of every trace."""
 SEEN = {
     "dies at commit\n",
