@@ -158,7 +158,8 @@ def test_entries_a_thousand_times_the_rest_are_told_apart(kernel: str, states: i
 def test_vectors_without_any_spread_are_coded(value: float, states: int | None) -> None:
     made = codec(1.2, states=states)
     decoded = made.decode(made.encode(Delta(LAYOUT, np.full(LAYOUT.size, value, np.float32)), {})[0], LAYOUT)
-    np.testing.assert_allclose(decoded.vector, value if value > 1e-30 else 0.0, atol=0.01)
+    off = 0.01 if states is None else 0.03  # a path begins where it begins: the first entry of a lane may pay for it
+    np.testing.assert_allclose(decoded.vector, value if value > 1e-30 else 0.0, atol=off)
 
 
 counts = st.lists(st.integers(0, 5000), min_size=SYMBOLS, max_size=SYMBOLS)

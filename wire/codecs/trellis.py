@@ -39,14 +39,17 @@ def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
     if largest < fitting.SMALLEST:
         return best
     survey = rate.survey(values, largest, rows, kernel)
-    finest, goal = largest * 2.0**-16, budget * (1 + CLOSE) / 2
+    finest, goal = largest / LARGEST_LEVEL, budget * (1 + CLOSE) / 2
     sample, step = _taught(values, rows, survey, largest, goal, finest)
-    wanted = goal - _beside(sample.classes)
+    wanted, coarser = goal - _beside(sample.classes), 2.0
     for _ in range(ATTEMPTS):
         step = sample.step_for(wanted, step, finest)
         made = _along(sample, step)
         if len(made.escapes) > fitting.most_escapes(size):
-            finest = 2 * step
+            finest, coarser = (
+                coarser * step,
+                2 * coarser,
+            )  # where all entries are of one size, the first step that fits is far
             continue
         if best.bits < made.bits <= budget:
             best = made
@@ -85,7 +88,7 @@ class Sample:
 
     def step_for(self, wanted: float, step: float, finest: float) -> float:
         """The step for `wanted` bits, by a straight line through the last two, as logarithms, or halfway between bounds."""
-        low, high, before = math.log2(finest), math.inf, None
+        low, high, before, step = math.log2(finest), math.inf, None, max(step, finest)
         for _ in range(SEARCHES):
             bits = self.bits(self.search(step, self.some)[1])
             at = math.log2(step), math.log2(max(bits, 1.0) / max(wanted, 1.0))
