@@ -23,7 +23,8 @@ SAMPLE = 1 << 18
 """Entries that are learned from, about."""
 LESSONS = 4
 RESERVE = 1.2
-"""Rows are coded that scalar steps so many times as long as the grid's would send."""
+"""Rows are coded that scalar steps so many times as long as the grid's would send, or those of this budget: at low rates a lesson
+that errs would leave out nearly all."""
 SEARCHES, NEAR = 12, 0.004
 STEEPEST, FLATTEST = -40.0, -0.15
 """Bounds of d log bits / d log step."""
@@ -118,10 +119,11 @@ def _taught(
 ) -> tuple[Sample, float]:
     """A sample with what levels cost in it, and a step for about `goal` bits of all rows."""
     estimate = rate.Estimate(survey)
-    step = rate.solve(estimate, goal, 2 * finest)[0].step / 2
+    scalar = rate.solve(estimate, goal, 2 * finest)[0].step
+    step = scalar / 2
     known, worth = prices.guessed(survey, step), prices.worth(goal / len(values))
     for _ in range(LESSONS):
-        classes, guess = survey.chosen(estimate.plan(step * RESERVE)), prices.guessed(survey, step)
+        classes, guess = survey.chosen(estimate.plan(min(step * RESERVE, scalar))), prices.guessed(survey, step)
         sample = Sample(values, rows, largest, classes, _sampled(survey, rows, classes), known, worth)
         _, counts, residuals = sample.search(step, sample.some)
         known = prices.learned(known, guess, counts, residuals)
