@@ -308,8 +308,11 @@ def _of_receipts(seen: _Seen, noted: set[Receipt]) -> list[str]:
 
 
 def _of_refusals(seen: _Seen, refused: Collection[tuple[Receipt, Reason]], noted: set[Receipt]) -> list[str]:
-    """What a device was told is lost to its round is not in it: but for a task that it got once more, and a receipt."""
-    kept = {Receipt(seen.name, u.round, u.attempt, u.device, u.digest) for one in seen.updates.values() for u in one}
+    """What a device was told is lost to its round is not in it: but for a task that it got once more, and a receipt. What an
+    attempt had that was then abandoned is in no round, whether its device still heard of a receipt or no longer."""
+    gone = {(one.number, one.attempt) for one in seen.rounds if one.state == "abandoned" and one.max_staleness is None}
+    rows = (u for one in seen.updates.values() for u in one if (u.round, u.attempt) not in gone)
+    kept = {Receipt(seen.name, u.round, u.attempt, u.device, u.digest) for u in rows}
     told = {update for update, reason in refused if reason in (Reason.ROUND_CLOSED, Reason.NOT_ASSIGNED)} - noted
     return [f"an update counts whose device was told that it does not: {one}" for one in sorted(told & kept, key=repr)]
 
