@@ -24,6 +24,7 @@ examples:
   edgetune experiment benchmark --methods fedit --codecs float32 int8 rotated_ecsq --domains speeches
   edgetune experiment benchmark --methods mezo --engines onnx torch --domains news
   edgetune experiment benchmark --data DIR --domains medicine law --general general
+  edgetune experiment benchmark --preset small --domains news --answers 32     32 held-out questions answered by generation
 
 methods: {", ".join(survey.SURVEY)}
 to compare with, always there: {", ".join(survey.BASELINES)}
@@ -40,8 +41,8 @@ report.html (which needs nothing beside it), report.json, report.csv and picture
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """`gradients` and `losses` are schedules of first-order and of zeroth-order methods. Sequences: `train` and `own` a device,
-    `held_out` of a domain; `length` in tokens. `general`: domains whose held-out text tells what is forgotten. The methods'
-    learning rates are times `faster`."""
+    `held_out` of a domain; `answers`: held-out questions that are answered by generation. `length` in tokens. `general`: domains
+    whose held-out text tells what is forgotten. The methods' learning rates are times `faster`."""
 
     model: str
     format: str
@@ -59,6 +60,7 @@ class Preset:
     own: int = 4
     held_out: int = 16
     questions: int = 16
+    answers: int = 0
     faster: float = 1.0
     max_memory: int | None = None
 
@@ -77,10 +79,11 @@ PRESETS: Mapping[str, Preset] = {
     "small": Preset(
         "smollm2-135m", "int4-onnx", SMALL, ("news", "speeches"), ("natural",), ("chat",),
         {"local_steps": 3, "batch": 4}, {"local_steps": 10, "batch": 8},
-        max_memory=900 << 20,
+        answers=8, max_memory=900 << 20,
     ),
 }  # fmt: skip
-NUMBERS = ("rounds", "devices", "length", "train", "own", "held_out", "questions")
+NUMBERS = ("rounds", "devices", "length", "train", "own", "held_out", "questions", "answers")
+MAY_BE_NONE = ("answers",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +134,9 @@ def _settings(args: argparse.Namespace) -> Plain:
     preset = PRESETS[args.preset]
     common = dataclasses.asdict(preset) | {name: n for name in NUMBERS if (n := getattr(args, name)) is not None}
     for name in (*NUMBERS, "seeds", "jobs"):
-        if (common | vars(args) if name in ("seeds", "jobs") else common)[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        least = 0 if name in MAY_BE_NONE else 1
+        if (common | vars(args) if name in ("seeds", "jobs") else common)[name] < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     for axis in ("methods", "domains", "partitions"):
         del common[axis]
     general = list(preset.general if args.general is None else args.general)

@@ -17,7 +17,7 @@ from edge_client import bases
 from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
 from edge_client.participate import peak_rss_bytes
-from experiments import corpora, measures, pool, survey
+from experiments import answers, corpora, measures, pool, survey
 from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
@@ -30,6 +30,8 @@ from wire.run_spec import BaseRef, RunSpec
 from wire.spec import Plain
 
 RUN, MIX = "benchmark", "everything"
+MEANS = ("accuracy", "exact", "rouge_l", "general")
+"""Fields of Found of which several federations have the mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Reached:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-    """Losses in nats a target. `points` with costs so far; `own`: of each device on its own held-out text; `accuracy` 0 to 1;
-    `general`: on text of other domains; `errors`: of aggregation, a round."""
+    """Losses in nats a target. `points` with costs so far; `own`: of each device on its own held-out text; `accuracy`,
+    `exact` and `rouge_l` 0 to 1; `general`: on text of other domains; `errors`: of aggregation, a round."""
 
     points: list[Plain]
     own: dict[str, float]
     accuracy: float
+    exact: float
+    rouge_l: float
     general: float
     parameters: int
     peak_memory: int
@@ -205,15 +209,17 @@ class Federation:
         ]
         asked = self._asked(corpora.shuffled(corpus.questions)[: self._settings["questions"]])
         general = self._general()
+        given = self._given(corpora.shuffled(corpus.test))
+        exact, rouge_l = self._over(last, lambda engine: answers.scored(engine, given))
         return Found(
             points=points, own=self._own(last), accuracy=self._over(last, lambda engine: measures.accuracy(engine, *asked)),
-            general=self._over(last, lambda engine: measures.mean_loss(engine, general)),
+            general=self._over(last, lambda engine: measures.mean_loss(engine, general)), exact=exact, rouge_l=rouge_l,
             parameters=self.simulation.layout.size, peak_memory=peak or peak_rss_bytes(), refused=refused, errors=[],
         )  # fmt: skip
 
-    def _over(self, mark: Reached, measure: Callable[[Any], float]) -> float:
-        """The mean over the adapters of a mark."""
-        return float(np.mean([measure(self._with(mark, name)) for name in mark.held]))
+    def _over(self, mark: Reached, measure: Callable[[Any], float | tuple[float, ...]]) -> Any:
+        """The mean over the adapters of a mark, of each figure that is measured."""
+        return np.mean([measure(self._with(mark, name)) for name in mark.held], axis=0).tolist()
 
     def _with(self, mark: Reached, name: str) -> Any:
         """An engine that computes as `name` does."""
@@ -237,6 +243,10 @@ class Federation:
         read = [measures.sequences(self.simulation.engine, some, length, len(some), ending) for some in every]
         fits = [i for i, question in enumerate(questions) if len(read[i]) == len(question.answers)]
         return [read[i] for i in fits], [questions[i].right for i in fits]
+
+    def _given(self, examples: Sequence[Example]) -> list[answers.Asked]:
+        wanted, ending = self._settings["answers"], self._setting.corpus.ending
+        return answers.asked(self.simulation.engine, examples, self._settings["length"], wanted, ending)
 
     def _general(self) -> list[Tokens]:
         """Held-out text of domains that the cell does not learn."""
@@ -267,10 +277,10 @@ def merged(found: Sequence[Found]) -> Found:
         return found[0]
     points = [_merged(points) for points in zip(*(one.points for one in found), strict=False)]
     refused = next((one.refused for one in found if one.refused), None)
-    return Found(
-        points, {name: loss for one in found for name, loss in one.own.items()},
-        float(np.mean([one.accuracy for one in found])), float(np.mean([one.general for one in found])),
-        found[0].parameters, max(one.peak_memory for one in found), refused, [],
+    means: Plain = {name: float(np.mean([getattr(one, name) for one in found])) for name in MEANS}
+    return dataclasses.replace(
+        found[0], **means, points=points, own={name: loss for one in found for name, loss in one.own.items()},
+        peak_memory=max(one.peak_memory for one in found), refused=refused, errors=[],
     )  # fmt: skip
 
 

@@ -25,12 +25,12 @@ SMALL = 0.005
 class Line:
     """A row in a place, means over its seeds; None for what is not known, or never reached. Losses in nats a target.
 
-    `gap_closed`: (local - loss) / (local - pooled). `forgotten`: what text of other domains has lost against the base. `own`: of
-    the devices on their own held-out text: the mean, the worst tenth, the deviation between them, the Gini coefficient of what
-    they gained, and the share that would have learned more alone. MB of all devices, both ways; a device's and round's in bytes.
-    Seconds of processor time of training; `peak_mb` of the whole process. `..._to_target`: cost until the loss first crossed
-    the target, between marks by a straight line. `loss_..mb`: the best loss within so many bytes. `error`: of aggregation,
-    against the mean of products, relative.
+    `gap_closed`: (local - loss) / (local - pooled). `exact`, `rouge_l`: of generated answers (`experiments/answers.py`), 0 to 1.
+    `forgotten`: what text of other domains has lost against the base. `own`: of the devices on their own held-out text: the
+    mean, the worst tenth, the deviation between them, the Gini coefficient of what they gained, and the share that would have
+    learned more alone. MB of all devices, both ways; a device's and round's in bytes. Seconds of processor time of training;
+    `peak_mb` of the whole process. `..._to_target`: cost until the loss first crossed the target, between marks by a straight
+    line. `loss_..mb`: the best loss within so many bytes. `error`: of aggregation, against the mean of products, relative.
     """
 
     row: str
@@ -44,6 +44,8 @@ class Line:
     gap_closed: float | None
     accuracy: float | None
     base_accuracy: float | None
+    exact: float | None
+    rouge_l: float | None
     forgotten: float | None
     own_loss: float | None
     own_worst: float | None
@@ -87,7 +89,7 @@ def _seen(cell: Plain, by: Mapping[tuple[str, str, int], Plain], target: float) 
         "row": cell["row"], "place": cell["place"], "family": survey.ALL[Named.of(cell["row"]).method].family,
         "parameters": cell["parameters"], "base_loss": first, "loss": last["loss"],
         "gap_closed": _gap(last["loss"], alone, pooled), "accuracy": cell["accuracy"],
-        "base_accuracy": base["accuracy"] if base else None,
+        "base_accuracy": base["accuracy"] if base else None, "exact": cell["exact"], "rouge_l": cell["rouge_l"],
         "forgotten": _less(cell["general"], base["general"] if base else None),
         "bytes_up": last["bytes_up"] / share, "bytes_down": last["bytes_down"] / share, "mb": _mb(last),
         "seconds": last["seconds"], "forwards": last["forwards"], "tokens": last["tokens"],
@@ -186,7 +188,8 @@ def _mean(values: Sequence[float | None]) -> Any:
 HEAD: Mapping[str, tuple[str, str]] = {
     "row": ("method", ""), "place": ("domain/partition", ""), "family": ("family", ""), "seeds": ("seeds", ""),
     "parameters": ("parameters", ",d"), "loss": ("loss", ".4f"), "loss_deviation": ("± seeds", ".4f"),
-    "gap_closed": ("gap closed", ".0%"), "accuracy": ("accuracy", ".0%"), "forgotten": ("forgotten", "+.4f"),
+    "gap_closed": ("gap closed", ".0%"), "accuracy": ("accuracy", ".0%"), "exact": ("exact match", ".0%"),
+    "rouge_l": ("ROUGE-L", ".3f"), "forgotten": ("forgotten", "+.4f"),
     "own_loss": ("own loss", ".4f"), "own_worst": ("worst tenth", ".4f"), "own_deviation": ("sd of devices", ".4f"),
     "own_gini": ("Gini of gain", ".2f"), "worse_than_alone": ("worse than alone", ".0%"),
     "bytes_up": ("B up", ",d"), "bytes_down": ("B down", ",d"), "mb": ("MB in all", ",.3f"),
@@ -234,8 +237,9 @@ def page(report: Plain, drawn: Mapping[str, Sequence[Path]]) -> str:
         f"{settings['devices']} devices, {settings['rounds']} rounds, {settings['model']} in {settings['format']}, sequences"
         f" of {settings['length']} tokens. <em>base</em>: nobody learns; <em>local</em>: each device alone; <em>pooled</em>: all"
         f" text in one place. The target is {report['target_share']:.0%} of what pooled gains. Losses in nats a target on"
-        " held-out text; B are of a device and round, MB of all; seconds are processor seconds of training, of all devices; peak"
-        " memory is the whole process's. Filled marks are on the Pareto front: nothing is better and cheaper."
+        f" held-out text; exact match and ROUGE-L are of {settings['answers']} generated answers; B are of a device and round, MB"
+        " of all; seconds are processor seconds of training, of all devices; peak memory is the whole process's. Filled marks are"
+        " on the Pareto front: nothing is better and cheaper."
     )
     rows = [_said(line) for line in report["lines"]]
     body = f"<p>{says}</p>{pages.table([name for name, _ in HEAD.values()], rows)}"

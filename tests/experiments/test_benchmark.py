@@ -19,6 +19,7 @@ from experiments import benchmark, benchmark_report, cells, corpora, partitions,
 from experiments.benchmark_cell import Named, Setting
 from experiments.benchmark_pictures import front
 from experiments.cells import Cell
+from tests.models import tiny_llama
 from wire.errors import UserError
 
 KEYS = [f"client-{n % 7}" for n in range(140)]
@@ -115,6 +116,18 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     assert made.stat().st_mtime_ns == before
 
 
+def test_what_generated_answers_score_is_in_every_form_of_the_report(folder: Path, tmp_path: Path) -> None:
+    """The domain's answers are yes and no: a tiny model learns to say them, and did not before."""
+    out, model = tmp_path / "out", tiny_llama(tmp_path / "model")
+    more = ["--preset", "small", "--model", str(model), "--methods", "fedit", "--devices", "2", "--answers", "6"]
+    assert benchmark.run(asked(folder, out, *more, "--train", "24", "--rounds", "8")) == 0
+    lines = {line["row"]: line for line in json.loads((out / "report.json").read_text())["lines"]}
+    assert lines["base"]["exact"] == lines["base"]["rouge_l"] == 0
+    assert lines["pooled"]["exact"] > 0 and lines["pooled"]["rouge_l"] >= lines["pooled"]["exact"]
+    (head, *_), page = (out / "report.csv").read_text().splitlines(), (out / "report.html").read_text()
+    assert {"exact", "rouge_l"} <= set(head.split(",")) and "<th>exact match</th><th>ROUGE-L</th>" in page
+
+
 def test_a_cell_that_fails_leaves_the_others_and_is_told(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert benchmark.run(asked(folder, out, "--methods", "norm_fit", "fedit")) == 1
@@ -167,6 +180,7 @@ def cell(row: str, losses: list[float], own: dict[str, float], sent: int = 1_000
         for n, loss in enumerate(losses)
     ]  # fmt: skip
     found = {"points": points, "own": own, "accuracy": 0.5, "general": losses[-1], "parameters": 10, "peak_memory": 1e8}
+    found |= {"exact": 0.25, "rouge_l": 0.75}
     return {"row": row, "place": "law/natural", "seed": 0, "devices": 2, "refused": None, "errors": []} | found
 
 
@@ -184,6 +198,7 @@ def test_a_report_reckons_gaps_targets_budgets_and_fairness_from_the_cells() -> 
     assert (line["own_worst"], line["worse_than_alone"]) == (3.2, 0.5)
     assert line["own_gini"] == pytest.approx(abs(0.8 - 1.6) / (2 * 2.4), abs=1e-4)
     assert line["forgotten"] == pytest.approx(-1.8) and line["bytes_up"] == 500_000
+    assert (line["exact"], line["rouge_l"]) == (0.25, 0.75)
 
 
 def test_a_front_has_what_nothing_beats() -> None:
@@ -201,5 +216,7 @@ def test_every_row_is_a_run_with_the_small_presets_schedule(row: str, folder: Pa
 def test_figures_that_make_no_sense_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--devices must be at least 1"):
         benchmark.run(asked(folder, tmp_path, "--devices", "0"))
+    with pytest.raises(UserError, match="--answers must be at least 0"):
+        benchmark.run(asked(folder, tmp_path, "--answers", "-1"))
     with pytest.raises(UserError, match="--methods: unknown 'magic'"):
         benchmark.run(asked(folder, tmp_path / "o", "--methods", "magic"))

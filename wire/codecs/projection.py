@@ -59,8 +59,8 @@ class Projection:
         return np.float32(1 / (variance * (count if self.unbiased else count + self.block)))
 
     def _directions(self) -> Array:
-        """float32 [K, d]. Normal numbers cut off at ±a have the distribution function ½ + ½ t at a · (t - (t - t³) a² / 6), but for
-        a⁵ / 100: t, uniform in ±1, gives one in products alone, the same bits everywhere."""
+        """float32 [K, d]. Of normal numbers between ±a the share ½ + ½ t lies below a · (t - (t - t³) a² / 6), but for a⁵ / 100:
+        so t, uniform in ±1, gives one in products alone, the same bits everywhere."""
         count = kept(self.fraction, self.block)
         uniform = 2.0 * chance.uniform(self.seed, count * self.block).astype(np.float64) - (1 - 2.0**-24)
         bent = uniform - (uniform - uniform * uniform * uniform) / (6 * self.block)
