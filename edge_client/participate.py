@@ -108,7 +108,8 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
         recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
     kept = state.codec_state(work.run, task.release_version)
     encoder = work.codec and work.run.encoder(work.codec, task.round)
-    payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept)
+    fallen = state.fallen(work.run, before[0])
+    payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept, fallen)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
     return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
 
@@ -159,9 +160,15 @@ def _train(
 
 
 def encoded(
-    update: Delta | Scalars | Split, view: View, portion: Portion | None, codec: Chain | None, kept: State | None
+    update: Delta | Scalars | Split,
+    view: View,
+    portion: Portion | None,
+    codec: Chain | None,
+    kept: State | None,
+    fallen: float = 0.0,
 ) -> tuple[bytes, State]:
-    """The payload in the form of the update, and the codec state that its receipt will confirm."""
+    """The payload in the form of the update, and the codec state that its receipt will confirm. `fallen`: how far the device's
+    held-out loss has, in nats a token, since its first round."""
     if isinstance(update, Scalars):
         return update.encode(view.shared), {}
     assert codec is not None, "a method that makes deltas is given to runs with a codec alone"
@@ -169,7 +176,7 @@ def encoded(
         return update.encode(codec, codec_state(codec, update.delta.layout, kept))
     delta = view.shared_delta(update)
     if portion is not None and view.rule is not None:
-        return send_part(delta, portion, view.rule.rest, codec, kept)
+        return send_part(delta, portion, view.rule, codec, kept, fallen)
     return codec.encode(delta, codec_state(codec, delta.layout, kept))
 
 

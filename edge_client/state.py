@@ -121,6 +121,11 @@ class DeviceState:
         except FileNotFoundError:
             return Record()
 
+    def fallen(self, run: RunSpec, loss: float) -> float:
+        """How far, in nats, `loss` lies below the first that this device measured in this very run; 0 before there was one."""
+        record = self.record(run.name)
+        return record.loss_first - loss if record.spec == run.digest and record.loss_first is not None else 0.0
+
     def runs(self) -> list[str]:
         """The runs this device has a record of."""
         return sorted(path.parent.name for path in (self.folder / "runs").glob("*/record.json"))

@@ -85,22 +85,27 @@ class View:
         return Delta(self.shared, changed if self._narrow is None else self._narrow.put(changed, self.shared))
 
 
-def send_part(delta: Delta, portion: Portion, rest: bool, codec: Chain, kept: State | None) -> tuple[bytes, State]:
-    """The payload of a portion of `delta`, and the state that its receipt will confirm.
+def send_part(
+    delta: Delta, portion: Portion, rule: Rule, codec: Chain, kept: State | None, fallen: float = 0.0
+) -> tuple[bytes, State]:
+    """The payload of a portion of `delta`, and the state that its receipt will confirm; `fallen` is how far, in nats, this
+    device's loss has.
 
-    A codec has a memory for each portion, so that a segment meets its own again when its turn comes. With `rest`, what is not
-    sent is added to the next update, as error feedback does (arXiv 1901.09847).
+    A codec has a memory for each portion, so that a segment meets its own again when its turn comes. With `rule.rest`, what is
+    not sent is added to the next update, as error feedback does (arXiv 1901.09847).
     """
     held, layout = kept or {}, delta.layout
-    carried = held.get(REST) if rest else None
+    carried = held.get(REST) if rule.rest else None
     owed = delta.vector if carried is None or len(carried) != layout.size else delta.vector + carried
     inner = portion.layout(layout)
-    part = Part(layout, portion, Delta(inner, portion.take(owed, layout)))
+    turn = portion.take(owed, layout)
+    sent = turn if rule.density is None else rule.density.thinned(turn, inner, fallen)
+    part = Part(layout, portion, Delta(inner, sent))
     mine = f"{inner.digest[:12]}/"
     payload, following = part.encode(codec, _of_portion(codec, inner, held, mine))
     state = {key: value for key, value in held.items() if "/" in key and not key.startswith(mine)}
     state = _fitting(state, layout.size) | {mine + key: value for key, value in following.items()}
-    return payload, state | {REST: owed - portion.put(part.delta.vector, layout)} if rest else state
+    return payload, state | {REST: owed - portion.put(sent, layout)} if rule.rest else state
 
 
 def _of_portion(codec: Chain, inner: Layout, held: State, mine: str) -> State:

@@ -261,6 +261,10 @@ it lies beside it. *Tested*: where its arithmetic is compared with an independen
 `tests/experiments/test_method_table.py` plays every row on a tiny quantized model,
 and with it each yes of the last three questions; the two before follow from the row's codec and aggregator. SmolLM2 has no
 biases: tuning them (BitFit) is refused there by name; `norm_fit` is its stand-in.
+
+`ecolora_adaptive` sends, of the segment whose turn it is, a share least + (most - least) · exp(-speed · d) of A's entries and
+another of B's. EcoLoRA takes d from the loss that the server knows; here it is how far the device's own held-out loss has fallen
+since its first round, so that nothing new travels. B up is that of d = 0, the most.
 """
 
 

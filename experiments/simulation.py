@@ -80,6 +80,7 @@ class Simulation:
         self._base, self._ranks, self._engines = base, ranks or {}, dict[int | None, Any]()
         self._views: dict[str, View] = {}
         self._own: dict[str, Vector] = {}
+        self._first_losses: dict[str, float] = {}
         self.engine = self.engine_of("")
         self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
@@ -175,14 +176,24 @@ class Simulation:
         engine, seed = self.engine_of(device), batch_seed(self.run, device, number)
         first = next(batches(train, 1, self.method.batch, seed))
         portion = chosen(view, view.portion(number, device), engine, start.adapter, first)
+        fallen = 0.0 if view.rule is None or view.rule.density is None else self._fallen(device, start.adapter, train)
         key = start.directions.key(self.run.seed, number, device)
         draw = Draw(seed, key, (number - 1) / self.run.rounds, view.tuned(portion))
         trained = self.method.train(engine, start, train, draw)
         kept, codec = self._codec_states.get(device), self.rules.codec
         encoder = codec and self.run.encoder(codec, number)
-        payload, self._codec_states[device] = encoded(trained.update, view, portion, encoder, kept)
+        payload, self._codec_states[device] = encoded(trained.update, view, portion, encoder, kept, fallen)
         self._own[device] = view.own(trained.adapter)
         return payload, trained
+
+    def _fallen(self, device: str, adapter: Vector, train: Sequence[Tokens]) -> float:
+        """How far the loss of a device's text has fallen since its first round, in nats: of some of what it trains on, for
+        nothing is held out here."""
+        engine = self.engine_of(device)
+        engine.write(adapter)
+        total, targets = engine.loss(train[: self.run.evaluation.max_sequences])
+        loss = float(total / targets)
+        return self._first_losses.setdefault(device, loss) - loss
 
     @property
     def _fetched(self) -> int:

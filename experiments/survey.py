@@ -45,6 +45,8 @@ LOSSES: Plain = {"adapter": CORE, "epsilon": 5e-3, "learning_rate": 3e-2}
 """Along random directions a small adapter of the last layers learns most (docs/zeroth-order.md)."""
 RANKS = (2, 4, 8, 8)
 OUTER: Plain = {"id": "momentum", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True}
+ADAPTIVE: Plain = {"portions": {"id": "segments", "count": 4, "density": {}}, "codec": "int8"}
+"""EcoLoRA's segments with as many entries as the loss asks for; what is zero takes part of a bit in an `int8` payload."""
 ANY_RANK: Plain = {"portions": {"id": "tuned", "least_rank": 1}}
 
 
@@ -85,6 +87,7 @@ SURVEY: Mapping[str, Row] = {
     "lora_fair": _lora("2411.14961", AGGREGATED, {"aggregator": {"id": "lora_fair"}}),
     "federa": _lora("2404.18848", TERMS, start="leading"),
     "ecolora": _lora("2506.02001", PORTIONS, {"portions": {"id": "segments", "count": 4}} | ROWS["top_k_int4-up"].spec),
+    "ecolora_adaptive": _lora("2506.02001", "tests/wire/test_density.py", ADAPTIVE),
     "streaming": _lora("2501.18512", PORTIONS, {"portions": {"id": "fragments", "count": 4}, "server_optimizer": OUTER}),
     "diloco": _lora("2311.08105", SERVER, {"server_optimizer": OUTER}),
     "fedadam": _lora("2003.00295", SERVER, {"server_optimizer": {"id": "adam", "learning_rate": 1e-3}}),

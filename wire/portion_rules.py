@@ -13,7 +13,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from wire import spec
 from wire.delta import HISTORY, Layout, layer_number
+from wire.density import Density
 from wire.errors import PayloadError, Reason
 from wire.portions import MAX_RANK, Portion
 
@@ -21,10 +23,11 @@ from wire.portions import MAX_RANK, Portion
 class Rule(Protocol):
     """A row of PORTIONS. `least_rank`: the smallest rank that a device may choose, None where all have the same; `choose`: of how
     many layers at the most a device sends those it chooses, None where it sends all that it may; `rest`: whether it tunes the
-    rest too, and keeps what it could not send."""
+    rest too, and keeps what it could not send; `density`: how much of its part it sends, None for all."""
 
     id: str
     rest: bool
+    density: Density | None
     choose: int | None
     least_rank: int | None
 
@@ -67,6 +70,7 @@ class Tuned:
     least_rank: int | None = None
     id: ClassVar[str] = "tuned"
     rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
     choose: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -84,6 +88,7 @@ class Chosen:
     layers: int = 1
     id: ClassVar[str] = "chosen"
     rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
     least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
@@ -103,6 +108,7 @@ class Alternate:
 
     id: ClassVar[str] = "alternate"
     rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
     choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
@@ -118,6 +124,7 @@ class Fragments:
     count: int = 4
     id: ClassVar[str] = "fragments"
     rest: ClassVar[bool] = True
+    density: ClassVar[Density | None] = None
     choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
@@ -130,9 +137,11 @@ class Fragments:
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """Every device begins elsewhere in `count` segments, so that a round has them all (EcoLoRA, arXiv 2506.02001)."""
+    """Every device begins elsewhere in `count` segments, so that a round has them all (EcoLoRA, arXiv 2506.02001). With a
+    `density` it sends the largest entries of its segment alone, fewer as its loss falls, and the rest when their turn comes."""
 
     count: int = 4
+    density: Density | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "segments"
     rest: ClassVar[bool] = True
     choose: ClassVar[int | None] = None
@@ -152,6 +161,7 @@ class RandomLayers:
     layers: int = 1
     id: ClassVar[str] = "random_layers"
     rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
     choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 
@@ -174,6 +184,7 @@ class Growing:
     rounds: int = 1
     id: ClassVar[str] = "growing"
     rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
     choose: ClassVar[int | None] = None
     least_rank: ClassVar[int | None] = None
 

@@ -60,6 +60,15 @@ def test_what_an_update_left_unsent_is_forgotten_by_a_device_that_missed_release
     assert {v for v in range(-1, 9) if state.codec_state(run(cohort=cohort), v) is not None} == still
 
 
+def test_a_loss_has_fallen_from_the_first_that_was_measured_in_this_very_run(state: DeviceState) -> None:
+    assert state.fallen(run(), 2.0) == 0.0
+    for number in (1, 2):
+        state.prepare(update(number), run())
+        state.confirm(update(number), run())
+    assert state.fallen(run(), 2.5) == 1.5
+    assert state.fallen(run(rounds=4), 2.5) == 0.0
+
+
 def test_what_an_older_client_wrote_down_is_sent_and_its_codec_state_forgotten(state: DeviceState) -> None:
     state.prepare(update(), run())
     file = state.folder / "runs" / "r" / "pending.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ INT8 = codec("int8")
 VECTOR = np.random.default_rng(1).normal(size=LAYOUT.size).astype(np.float32) * np.float32(0.01)
 
 
-def row(name: str, **fields: int) -> Rule:
+def row(name: str, **fields: Any) -> Rule:
     made: Rule = spec.build(PORTIONS, {"id": name, **fields})
     return made
 
