@@ -19,8 +19,9 @@ from coordinator.rules import Rules
 from edge_client import bases
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
+from edge_client.banks import initial_of, layout_of, of_domain
 from edge_client.releases import Releases
-from edge_client.session import methods, settled
+from edge_client.session import methods, settled, view_of
 from edge_client.transport import Connection
 from edgetune import devices, standing
 from wire import prng, run_spec, spec
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="an adapter folder, a whole model, or (bottleneck adapters) a folder with a loader of its own",
     )
+    export.add_argument("--domain", metavar="NAME", help="which of the run's adapters, where it has banks")
     export.add_argument("--onto", type=Path, metavar="DIR", help="the whole model, for a run that tuned its emulator")
     export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
     export.add_argument(
@@ -135,9 +137,9 @@ def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) 
     """
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
-    layout = adapter.layout(base)
+    layout = layout_of(named, adapter, base)
     Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
-    return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
+    return connection.create_run(named, layout, initial_of(named, adapter, base))
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
@@ -253,12 +255,14 @@ def _export(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         base, row = bases.find(described.base, args.base), methods(described)[0].tunes()
-        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed, base), args.release)
+        held = Releases().fetch(connection, described, layout, initial_of(described, row, base), args.release)
     alone = shared_alone(row, base)
     release = held.release
+    view = of_domain(described, view_of(described, alone, base, None), args.domain)
+    layout, vector = view.layout, view.enter(held.trajectory, held.trajectory.adapter[:0]).adapter
     write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
     base, layout = (base, layout) if args.onto is None else _onto(base, alone, layout, args.onto)
-    write(base, alone.placement(base), layout, held.trajectory.adapter, args.out)
+    write(base, alone.placement(base), layout, vector, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
     lacking = (
         "" if alone == row else "; what each device has of its own is not in it: `edgetune client export` writes that"
