@@ -43,9 +43,7 @@ CONTROLS: dict[Control, str] = {
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
-<<<<<<< HEAD
   edgetune run create speeches.toml --codec rotated_ecsq --downlink-codec rotated_ecsq
-=======
   edgetune run create second-stage.toml --start-from speeches
   edgetune run list
   edgetune run watch speeches
