@@ -145,7 +145,8 @@ def test_a_device_chooses_no_more_layers_than_the_run_allows() -> None:
 
 
 def test_a_device_sends_one_whole_bank_and_nothing_beside_it() -> None:
-    rule, layout = Bank(("law", "code")), spread(LAYOUT, ("law", "code"))
+    rule: Any = row("bank", names=["law", "code"])
+    layout = spread(LAYOUT, rule.names)
     law, code = (rule.within(places, layout) for places in banks(layout).values())
     assert len(law) == len(code) == 2 * LAYERS and not set(law) & set(code)
     for sent in (law, code):
