@@ -113,6 +113,9 @@ SURVEY: Mapping[str, Row] = {
     "last_layers": _by_gradients(
         "selective", "2310.00247", "tests/edge_client/test_torch_engine.py", TARGET | {"layers": 8}, 1e-3
     ),
+    "fedhds": dataclasses.replace(
+        _lora("2410.10926", "tests/edge_client/test_selection.py", {"selection": {"share": 0.1}}), family="other: data selection"
+    ),
     "ferret": Row(
         "other: shared randomness", "2409.06277",
         {"id": "ferret", "adapter": CORE, "projections": 256, "learning_rate": 1e-2}, tested=ZEROTH,
