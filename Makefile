@@ -11,9 +11,10 @@ SEEDS ?= 10000
 CUTS ?= 500
 SCHEDULES ?= 1000
 FAULTS ?=
+FUZZ ?=
 BANDWIDTH ?=
 
-.PHONY: help demo test fuzz simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth clean
+.PHONY: help demo test fuzz fuzz-guided simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -81,8 +82,12 @@ bench-train: $(VENV)/ready  ## a client's training steps against a bare peft + b
 bench-zo: $(VENV)/ready  ## zeroth order: a step against two forwards, and memory against the NF4 client
 	$(RUN) -m benchmarks.zeroth_order_overhead
 
-fuzz: $(VENV)/ready  ## a million mutated payloads for every decoder, under a limit of 512 MB (hours)
-	$(RUN) -m tests.conformance.test_mutations
+fuzz: $(VENV)/ready  ## a million mutated payloads for every decoder, under a limit of 512 MB; goes on where it was (an hour of a core)
+	$(RUN) -m tests.conformance.fuzz $(FUZZ)
+
+fuzz-guided: $(VENV)/ready  ## payloads that reach new code of each decoder, by atheris (FUZZ="--only ecsq --seconds 600")
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt --group fuzz
+	$(RUN) -m tests.conformance.fuzz_guided $(FUZZ)
 
 bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a float32 axpy
 	$(RUN) -m benchmarks.codec_speed
@@ -103,4 +108,4 @@ bench-coordinator: $(VENV)/ready  ## a coordinator beside a bare gRPC handler: C
 	$(RUN) -m benchmarks.coordinator_throughput
 
 clean:  ## forget the environment and what was made
-	rm -rf $(VENV) $(OUT) faults-out bandwidth-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(OUT) faults-out fuzz-out bandwidth-out .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -66,6 +66,10 @@ def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
         "random_k_int4": [[{"id": "random_k", "fraction": f}, INT4, PACK] for f in FRACTIONS],
         "chunk_top_k": [[{"id": "chunk_top_k", "kept": k}, PACK] for k in (32, 64, 128, 512)],
         "count_sketch_int8": [[{"id": "count_sketch", "fraction": f}, INT8, PACK] for f in FRACTIONS],
+        "projection_int8": [[{"id": "projection", "fraction": f}, INT8, PACK] for f in FRACTIONS],
+        "projection_unbiased_int8": [
+            [{"id": "projection", "fraction": f, "unbiased": True}, INT8, PACK] for f in FRACTIONS
+        ],
     }
 
 

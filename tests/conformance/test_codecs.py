@@ -241,6 +241,7 @@ def test_an_infinite_scale_is_refused_as_not_finite() -> None:
         ([{"id": "blockwise"}, {"id": "blockwise"}, {"id": "pack"}], "values"),
         ([{"id": "zstd", "level": 99}, {"id": "pack"}], "level"),
         ([{"id": "ecsq", "states": 4}, {"id": "pack"}], "states"),
+        ([{"id": "projection", "fraction": 0.5, "block": 8192}, {"id": "pack"}], "block"),
     ],
 )
 def test_a_codec_that_cannot_be_is_refused_by_what_is_wrong_with_it(stages: object, said: str) -> None:

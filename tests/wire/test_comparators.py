@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from wire.codecs import Fields, FieldShape, chain
 from wire.codecs.normal_float import NormalFloat
+from wire.codecs.projection import Projection
 from wire.delta import Delta, Layout, Tensor, Vector
 from wire.errors import PayloadError, Reason, SpecError
 
@@ -45,6 +47,8 @@ def error(vector: Vector, arrived: Vector) -> float:
         ([{"id": "normal_float"}], 4.26, 0.0084),
         ([{"id": "dither", "relative": 1.0}, ENTROPY], 2.25, 1 / 12),
         ([{"id": "random_k", "fraction": 0.25}], 8.01, 0.75),
+        ([{"id": "projection", "fraction": 0.25}], 8.01, 0.8),
+        ([{"id": "projection", "fraction": 0.25, "unbiased": True}], 8.01, 4.0),
     ],
 )
 def test_on_normal_entries_rate_and_error_are_what_theory_says(stages: Any, bits: float, expected: float) -> None:
@@ -87,8 +91,29 @@ def test_chunks_keep_their_largest_in_fourteen_bits_each() -> None:
         assert (np.sign(found[found != 0]) == np.sign(chunk[found != 0])).all()
 
 
+def test_projections_of_many_seeds_have_the_update_as_their_mean() -> None:
+    vector, total, draws = normal(), np.zeros(SIZE), 40
+    stages = [{"id": "projection", "fraction": 0.25, "unbiased": True, "seed": seed} for seed in range(draws)]
+    for stage in stages:
+        total += through(vector, stage)[1]
+    assert error(vector, (total / draws).astype(np.float32)) == pytest.approx(4.0 / draws, rel=0.05)
+
+
+def test_directions_are_normal_numbers_that_are_cut_off() -> None:
+    drawn = np.sort(Projection(1.0, block=16, seed=3)._directions().reshape(-1))
+    points = (np.arange(drawn.size) + 0.5) / drawn.size
+    below = NormalDist().cdf
+    share = [(below(x) - below(-0.25)) / (below(0.25) - below(-0.25)) for x in drawn.tolist()]
+    assert np.abs(np.array(share) - points).max() < 1.63 / 16  # Kolmogorov and Smirnov: once in a hundred for 256 draws
+
+
 @pytest.mark.parametrize(
-    "stage", [{"id": "random_k", "fraction": 0.1}, {"id": "count_sketch", "fraction": 0.3, "rows": 1}]
+    "stage",
+    [
+        {"id": "random_k", "fraction": 0.1},
+        {"id": "count_sketch", "fraction": 0.3, "rows": 1},
+        {"id": "projection", "fraction": 0.1},
+    ],
 )
 def test_a_linear_row_decodes_a_sum_to_the_sum(stage: Any) -> None:
     first, second = normal(1), normal(2)

@@ -94,6 +94,7 @@ STAGES: Mapping[str, str] = {
     "chunk_top_k": "wire.codecs.sparse:ChunkTopK",
     "random_k": "wire.codecs.sparse:RandomK",
     "count_sketch": "wire.codecs.sparse:CountSketch",
+    "projection": "wire.codecs.projection:Projection",
     "top_k": "wire.codecs.top_k:TopK",
     "rank_rotate": "wire.codecs.rank_rotate:RankRotate",
     "rice": "wire.codecs.rice:Rice",
