@@ -35,6 +35,8 @@ class Administration(pb_grpc.AdministrationServicer):
         Rules.of(created, layout)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
+        if created.start not in (None, request.adapter_digest):
+            raise PayloadError(Reason.BAD_DIGEST, "the run starts from another adapter than was sent")
         since_us = await self._store.ledger.now_us()
         ingest.examine_adapter(await self._core.blob(request.adapter_digest), created, layout)
         release = publish.initial(created, layout, request.adapter_digest)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_client import starts
 from edge_client.adapters import Base, LowRank, Placement
 from quantize import QuantizedBase, tensors
 from wire.delta import Layout, Vector
@@ -46,7 +47,8 @@ def to_peft(base: Base, placement: Placement, layout: Layout, vector: Vector, ou
         (folder / "base").mkdir()
         _model(found, folder / "base", found.dequantized)
         declared = {name: ("F32", value.shape) for name, value in held.items()}
-        tensors.write(folder / "adapter_model.safetensors", declared, held.values())
+        stands_on = {starts.BASE: found.identity}
+        tensors.write(folder / "adapter_model.safetensors", declared, held.values(), stands_on)
         (folder / "adapter_config.json").write_text(json.dumps(config | named, indent=1), encoding="utf-8")
         (folder / "README.md").write_text(README.format(folder=out.resolve()), encoding="utf-8")
 

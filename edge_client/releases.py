@@ -45,19 +45,23 @@ class Releases:
     def fetch(
         self, connection: Connection, run: RunSpec, layout: Layout, initial: Vector, version: int | None = None
     ) -> Held:
-        """A release (None: the newest). `initial` is release 0's adapter, which every device can make itself.
+        """A release (None: the newest). `initial` is release 0's adapter, which every device can make itself, but in a run that
+        starts from another one.
 
         Raises PayloadError for bytes that are not what the release's manifest names.
         """
         if run.downlink is None and (run.codec is not None or run.directions is None):
             return _whole(_of(run, connection.release(run.name, 4 * layout.size, version)), run, layout)
         held = self._held.get(run.digest) or (self._kept(run, layout) if run.downlink else None)
+        known = held
         if held is None or (version is not None and held.release.version > version):
-            held = _first(run, layout, initial)
+            held = _first(run, layout, initial) if run.start is None else _begun(connection, run, layout)
         if run.downlink is None:
             now = self._stepped(connection, run, layout, held, version)
         else:
             now = _chained(connection, run, layout, held, version, run.downlink)
+        if held is not known and now is not held:
+            now = dataclasses.replace(now, bytes=now.bytes + held.bytes)
         if run.downlink and self._shelf and now.release != held.release:
             self._shelf.keep(now.release, now.trajectory.adapter)
         self._held[run.digest] = now
@@ -136,6 +140,13 @@ def _trail(release: ReleaseManifest) -> str:
 
 def _first(run: RunSpec, layout: Layout, initial: Vector) -> Held:
     return _holding(ReleaseManifest.first(run, layout, _digest(initial)), run, layout, initial, 0)
+
+
+def _begun(connection: Connection, run: RunSpec, layout: Layout) -> Held:
+    """Release 0 of a run that starts from an adapter of its own."""
+    held = _whole(_of(run, connection.release(run.name, 4 * layout.size, 0)), run, layout)
+    _same(held.release.adapter, run.start, "release 0 is not the adapter that the run starts from")
+    return held
 
 
 def _digest(adapter: Vector) -> str:

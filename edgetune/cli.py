@@ -29,6 +29,7 @@ EXTRAS = {
     "obstore": "s3",
     "prometheus_client": "metrics",
     "opentelemetry": "telemetry",
+    "lm_eval": "public",
 }
 """Package -> the extra that brings it."""
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Any
 from rich.console import Console
 
 from coordinator.rules import Rules
-from edge_client import bases
+from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
 from edge_client.releases import Releases
 from edge_client.session import methods, settled
+from edge_client.starts import Source
+from edge_client.taken import shared_alone
 from edge_client.transport import Connection
 from edgetune import devices, standing
 from wire import prng, run_spec, spec
-from wire.delta import Layout
+from wire.delta import Layout, Vector
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
 from wire.messages import Control, ReleaseStatus, RunStatus
@@ -39,6 +42,7 @@ CONTROLS: dict[Control, str] = {
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
+  edgetune run create second-stage.toml --start-from speeches
   edgetune run list
   edgetune run watch speeches
   edgetune run pause speeches --reason "new data on Monday"
@@ -72,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("spec", type=Path, metavar="SPEC.toml")
     create.add_argument(
         "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
+    )
+    create.add_argument(
+        "--start-from",
+        metavar="RUN[@VERSION]|DIR",
+        help="begin with another run's release, or a peft folder of the same base, and not with the base alone",
     )
     _action(commands, "list", "every run of a coordinator")
     _action(commands, "status", "one run").add_argument("run", metavar="RUN")
@@ -128,16 +137,50 @@ def run(args: argparse.Namespace) -> int:
     return actions[args.action](args)
 
 
-def create(connection: Connection, wanted: RunSpec, folder: Path | None = None) -> RunStatus:
-    """Open a run: find its base, let its method lay out and initialise the adapter, upload both names and numbers.
+def create(
+    connection: Connection, wanted: RunSpec, folder: Path | None = None, start_from: str | None = None
+) -> RunStatus:
+    """Open a run: find its base, let its method lay out and initialise the adapter, or `start_from` another one, and upload both
+    names and numbers.
 
-    Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest.
+    Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest, UserError for an adapter
+    that the run cannot start from.
     """
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout = adapter.layout(base)
+    initial = adapter.initial(layout, named.seed, base)
+    if start_from is not None:
+        initial = _begun(_source(connection, start_from, adapter, base), named, adapter, base, layout)
+        named = dataclasses.replace(named, start=spec.bytes_digest(memoryview(initial.astype("<f4").data).cast("B")))
     Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
-    return connection.create_run(named, layout, adapter.initial(layout, named.seed, base))
+    return connection.create_run(named, layout, initial)
+
+
+def _source(connection: Connection, named: str, adapter: Adapter, base: Base) -> Source:
+    """A folder, or a release of this coordinator. Raises UserError for one that is of another base."""
+    if Path(named).is_dir():
+        return starts.of_folder(Path(named), base)
+    found = re.fullmatch(r"([^@/]+)(?:@(\d+))?", named)
+    if found is None:
+        raise UserError(f"--start-from {named}: no such folder, and no RUN or RUN@VERSION")
+    described, layout = connection.describe(found[1])
+    if described.base.digest != base.identity:
+        theirs = f"{described.base.digest[:12]}… ({described.base.model}, {described.base.format})"
+        raise UserError(f"--start-from {named}: it tunes base {theirs}, and this run {base.identity[:12]}…")
+    row = methods(described)[0].tunes()
+    first, version = row.initial(layout, described.seed, base), None if found[2] is None else int(found[2])
+    held = Releases().fetch(connection, described, layout, first, version)
+    return starts.of_release(named, row if row == adapter else shared_alone(row, base), base, held.trajectory.adapter)
+
+
+def _begun(source: Source, named: RunSpec, adapter: Adapter, base: Base, layout: Layout) -> Vector:
+    initial, lost = starts.begun(source, adapter, base, layout, named.seed)
+    if lost > 1e-3:
+        Console(stderr=True).print(
+            f"{source.named}: {100 * lost:.1f} % of what it changed does not fit into this run's rank", highlight=False
+        )
+    return initial
 
 
 def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef:
@@ -152,7 +195,7 @@ def _create(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
         connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
         with run_spec.of_file(args.spec):
-            status = create(connection, wanted, args.base)
+            status = create(connection, wanted, args.base, args.start_from)
     if args.json:
         shown = {"run": status.name, "digest": status.spec_digest, "parameters": status.parameters}
         print(json.dumps({**shown, "base": status.base_digest, "rounds": status.rounds}))
@@ -248,7 +291,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from edge_client import export
-    from edge_client.taken import shared_alone
 
     with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)

@@ -16,7 +16,7 @@ from wire.errors import UserError
 from wire.spec import Plain
 
 RESULT, SETTINGS = "cell.json", "settings.json"
-NAMED = ("edgetune", "numpy", "torch", "transformers", "peft", "bitsandbytes", "numba", "grpcio", "protobuf")
+NAMED = ("edgetune", "numpy", "torch", "transformers", "peft", "bitsandbytes", "numba", "grpcio", "protobuf", "lm-eval")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ EXPERIMENTS: Mapping[str, tuple[str, str]] = {
         "experiments.simulate",
         "one federation of many virtual devices, here, in several processes or on Ray",
     ),
+    "public": ("experiments.public", "what was taken home on public benchmarks, by lm-eval"),
     "quality": ("experiments.quality", "federations in one process: what coded updates and releases leave of the gain"),
 }
 """Name -> (module with EXAMPLES, add_arguments and run, summary)."""

@@ -167,7 +167,8 @@ class RunSpec:
     rule for. `forward_method` is for devices that cannot compute gradients. Whoever creates a run fills `directions` from
     its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
     `rates` spreads the bits of a codec that has a target over the rounds. `portions` says which part of the layout a device sends
-    in a round; without it, and without history in the layout, all.
+    in a round; without it, and without history in the layout, all. `start` is the SHA-256 of the adapter that the run begins
+    with, float32 and little-endian, where that does not follow from the method and the seed.
     """
 
     name: str
@@ -184,11 +185,14 @@ class RunSpec:
     directions: Directions | None = dataclasses.field(default=None, metadata=spec.since(1))
     downlink: Downlink | None = dataclasses.field(default=None, metadata=spec.LATER)
     portions: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
+    start: str | None = dataclasses.field(default=None, metadata=spec.LATER)
     rates: Rates | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:
             raise ValueError("a run without a codec needs directions: nothing could be sent")
+        if self.start is not None and not DIGEST.fullmatch(self.start):
+            raise ValueError("start must be 64 hexadecimal digits; `edgetune run create --start-from` fills it in")
         if not NAME.fullmatch(self.name):
             raise ValueError("name must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
         if not 1 <= self.rounds <= 1_000_000:
