@@ -30,7 +30,7 @@ from wire.scalars import Scalars, Trajectory
 from wire.split import Split
 
 HOLD_S = 30.0
-"""How long the coordinator may hold a check-in."""
+"""How long the coordinator may hold a check-in. It answers the first at once: whoever looks on sees that it is there."""
 LONGEST_PAUSE_S = 900.0
 """A device asks again by then, whatever it was told."""
 
@@ -39,9 +39,9 @@ def participate(
     connection: Connection, session: Session, state: DeviceState, runs: tuple[str, ...], stay: bool, tell: Tell
 ) -> None:
     """Take tasks of `runs` (all, if empty) until they have ended; with `stay`, until interrupted."""
-    seen_active = bool(runs)
+    seen_active, hold_s = bool(runs), 0.0
     while True:
-        answer = connection.check_in(state.device, runs, HOLD_S)
+        answer, hold_s = connection.check_in(state.device, runs, hold_s), HOLD_S
         match answer:
             case Task():
                 seen_active = True

@@ -27,6 +27,7 @@ from edge_client.taken import shared_alone
 from edge_client.transport import Connection
 from edgetune import devices, standing
 from wire import prng, run_spec, spec
+from wire.codecs.compositions import COMPOSITIONS
 from wire.delta import Layout, Vector
 from wire.errors import MissingExtra, UserError
 from wire.identity import read_card
@@ -42,6 +43,7 @@ CONTROLS: dict[Control, str] = {
 EXAMPLES = """\
 examples:
   edgetune run create speeches.toml
+  edgetune run create speeches.toml --codec rotated_ecsq --downlink-codec rotated_ecsq
   edgetune run create second-stage.toml --start-from speeches
   edgetune run list
   edgetune run watch speeches
@@ -76,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("spec", type=Path, metavar="SPEC.toml")
     create.add_argument(
         "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
+    )
+    create.add_argument("--codec", choices=sorted(COMPOSITIONS), help="of updates, instead of the spec's")
+    create.add_argument(
+        "--downlink-codec", choices=sorted(COMPOSITIONS), help="of releases, instead of the spec's or of whole adapters"
     )
     create.add_argument(
         "--start-from",
@@ -191,7 +197,7 @@ def _named(wanted: RunSpec, base: Base, folder: Path | None) -> run_spec.BaseRef
 
 
 def _create(args: argparse.Namespace) -> int:
-    wanted = run_spec.read_toml(args.spec)
+    wanted = run_spec.recoded(run_spec.read_toml(args.spec), args.codec, args.downlink_codec)
     with devices.connection(args) as connection:
         connection.runs()  # is there a coordinator? asked before minutes are spent on building a base
         with run_spec.of_file(args.spec):

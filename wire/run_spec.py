@@ -252,6 +252,17 @@ def parse_codec(described: str | Sequence[Plain]) -> tuple[Plain, ...]:
     return _stages(chain.codec(described))
 
 
+def recoded(run: RunSpec, codec: str | None = None, downlink: str | None = None) -> RunSpec:
+    """The run with a named codec for updates, for releases, or both; None leaves what is there. Raises SpecError."""
+    if codec is not None:
+        run = dataclasses.replace(run, codec=parse_codec(codec))
+    if downlink is not None:
+        stages = parse_codec(downlink)
+        made = Downlink(stages) if run.downlink is None else dataclasses.replace(run.downlink, codec=stages)
+        run = dataclasses.replace(run, downlink=made)
+    return run
+
+
 def _stages(codec: Chain) -> tuple[Plain, ...]:
     return tuple(spec.plain(stage) for stage in codec.stages)
 

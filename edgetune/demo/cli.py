@@ -31,6 +31,7 @@ examples:
   edgetune demo --method mixed
   edgetune demo --data reuters --clients 4 --rounds 2
   edgetune demo --data notes.jsonl --codec int4 --out mine
+  edgetune demo --codec rotated_ecsq --downlink-codec rotated_ecsq
 
 It writes report.json, loss.png and the tuned adapter to the --out folder, and beside them what every process said.
 """
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 4, of a mixed demo 3")
     parser.add_argument("--local-steps", type=int, metavar="N", help="a round; default: by the method")
     parser.add_argument("--codec", default="top_k_int4", choices=sorted(COMPOSITIONS), help="default: %(default)s")
+    parser.add_argument("--downlink-codec", choices=sorted(COMPOSITIONS), help="of releases; default: whole adapters")
     parser.add_argument("--model", default="smollm2-135m", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="default: %(default)s")
@@ -138,20 +140,20 @@ MODES = {
 def _spec(args: argparse.Namespace) -> RunSpec:
     mode = MODES[args.method]
     forward = mode.forward_method and mode.forward_method | {"local_steps": MIXED_FORWARDS * args.local_steps}
-    return run_spec.parse(
-        {
-            "name": FEDERATED,
-            "base": {"model": args.model, "format": mode.format},
-            "rounds": args.rounds,
-            "cohort": {"goal": args.clients, "minimum": args.clients},
-            "method": mode.method | {"local_steps": args.local_steps},
-            "codec": args.codec,
-            "aggregator": {"id": "mean", "weight_by": "variance" if forward else "examples"},
-            "evaluation": {"fraction": 0.1, "max_sequences": 8},
-            "seed": args.seed,
-        }
-        | ({"forward_method": forward} if forward else {})
-    )
+    if args.downlink_codec and args.method == "zo":
+        raise UserError("--downlink-codec: what --method zo publishes are steps, which no codec shortens")
+    described: Plain = {
+        "name": FEDERATED,
+        "base": {"model": args.model, "format": mode.format},
+        "rounds": args.rounds,
+        "cohort": {"goal": args.clients, "minimum": args.clients},
+        "method": mode.method | {"local_steps": args.local_steps},
+        "codec": args.codec,
+        "aggregator": {"id": "mean", "weight_by": "variance" if forward else "examples"},
+        "evaluation": {"fraction": 0.1, "max_sequences": 8},
+        "seed": args.seed,
+    } | ({"forward_method": forward} if forward else {})
+    return run_spec.recoded(run_spec.parse(described), downlink=args.downlink_codec)
 
 
 def _engines(args: argparse.Namespace) -> list[str]:

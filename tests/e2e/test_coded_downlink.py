@@ -22,6 +22,7 @@ from edge_client.view import View
 from tests.links import Link
 from tests.processes import CoordinatorProcess, administrator, edgetune, finished, identified, start_client, write_texts
 from tests.updates import make
+from wire.codecs import chain
 from wire.delta import Delta, Layout, Tensor
 from wire.identity import Invitation
 from wire.run_spec import RunSpec
@@ -190,3 +191,15 @@ def test_a_federation_coded_both_ways_learns_though_a_client_is_killed_and_can_b
     assert sum(release.bytes_down for release in status.releases) > 0
     verified = edgetune("run", "verify", "toy", "--store", tmp_path / "store", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["verified"], verified.stdout
+
+
+def test_a_runs_codecs_can_be_named_where_it_is_created(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC.format(cohort=COHORTS["rounds"]))
+    named = ("--codec", "int8", "--downlink-codec", "rotated_ecsq")
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        line = ("run", "create", tmp_path / "spec.toml", "--coordinator", coordinator.address, *named)
+        assert edgetune(*line).returncode == 0
+        with Connection(coordinator.address) as connection:
+            run, _ = connection.describe("toy")
+    assert run.chain() == chain.codec("int8")
+    assert run.downlink is not None and run.downlink.chain() == chain.codec("rotated_ecsq")

@@ -81,6 +81,7 @@ def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
         (["client", "status", "--name", "Bad Name"], "--name"),
         (["demo", "--data", "/nowhere.jsonl"], "no such file"),
         (["demo", "--model", "no-such-model"], "no-such-model"),
+        (["demo", "--method", "zo", "--downlink-codec", "ecsq"], "which no codec shortens"),
         (["coordinator", "serve", "--listen", "127.0.0.1:99999"], "argument --listen: '127.0.0.1:99999': a port is"),
         (["coordinator", "serve", "--metrics", "65500"], "argument --metrics: '65500': a port for numbers is"),
         (["coordinator", "invite", "--quota", "-1"], "argument --quota: '-1': a quota is 1 to 1,000,000"),

@@ -56,6 +56,17 @@ def test_a_codec_by_name_is_frozen_as_its_stages() -> None:
     }
 
 
+def test_a_codec_given_beside_a_spec_takes_the_place_of_its_own_and_leaves_all_else() -> None:
+    plain, decaying = run_spec.parse(LEAST), {"codec": "int8", "decay": 0.5}
+    coded = run_spec.parse(LEAST | {"downlink": decaying})
+    assert run_spec.recoded(coded) == coded
+    assert run_spec.recoded(coded, "int4") == run_spec.parse(LEAST | {"codec": "int4", "downlink": decaying})
+    assert run_spec.recoded(coded, downlink="ecsq") == run_spec.parse(
+        LEAST | {"downlink": decaying | {"codec": "ecsq"}}
+    )
+    assert run_spec.recoded(plain, downlink="ecsq") == run_spec.parse(LEAST | {"downlink": {"codec": "ecsq"}})
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
