@@ -65,25 +65,19 @@ class Preset:
     max_memory: int | None = None
 
 
-SMALL = (
-    "fedit", "ffa_lora", "rolora", "fed_sb", "fedex_lora", "lora_fair", "ecolora", "diloco", "sparseloco", "rotated_ecsq",
-    "hetlora", "flexlora", "flora", "fedra", "fedsa_lora", "dual_lora", "fedprompt", "bottleneck", "norm_fit", "hybrid", "mezo",
-    "kseed", "lozo",
-)  # fmt: skip
-"""What can be played in three hours on two cores."""
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset(
         "toy", "toy", ("fedit", "ffa_lora", "rolora", "lora_fair", "diloco", "sparseloco"), ("speeches",), ("natural",), (),
         {"local_steps": 4, "batch": 4}, {"local_steps": 8, "batch": 4}, faster=20.0,
     ),
     "small": Preset(
-        "smollm2-135m", "int4-onnx", SMALL, ("news", "speeches"), ("natural",), ("chat",),
-        {"local_steps": 3, "batch": 4}, {"local_steps": 10, "batch": 8},
-        answers=8, max_memory=900 << 20,
+        "smollm2-135m", "int4-onnx", tuple(survey.SURVEY), ("news", "speeches"), ("natural",), ("chat",),
+        {"local_steps": 2, "batch": 4}, {"local_steps": 8, "batch": 4},
+        rounds=4, points=4, length=48, train=24, own=2, held_out=12, questions=0, max_memory=900 << 20,
     ),
 }  # fmt: skip
 NUMBERS = ("rounds", "devices", "length", "train", "own", "held_out", "questions", "answers")
-MAY_BE_NONE = ("answers",)
+MAY_BE_NONE = ("questions", "answers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     settings, wanted = _settings(args), _wanted(args)
     out = cells.opened(args.out, settings)
     console = Console(stderr=True)
-    failed = pool.play("experiments.benchmark_cell", out, wanted, args.jobs, console)
+    failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
     found = cells.finished(out, wanted)
     if not found:
         raise MachineError(failed[0])

@@ -87,7 +87,8 @@ def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
     began = time.monotonic()
     setting = Setting(cell, settings)
     found = merged([Federation(setting, devices).played(tell) for devices in setting.together()])
-    table = {"devices": settings["devices"], "wall_s": round(time.monotonic() - began, 1)}
+    took = {"wall_s": round(time.monotonic() - began, 1), "processor_s": round(time.process_time(), 1)}
+    table = {"devices": settings["devices"]} | took
     known: Plain = _known(dataclasses.asdict(found) | table)
     return known
 
@@ -125,7 +126,8 @@ class Setting:
         base = BaseRef(self.settings["model"], self.settings["format"])
         schedule = self.settings["losses" if self.row.forward_only else "gradients"]
         method = schedule | {"sequence_length": self.settings["length"]} | self.row.method
-        method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
+        if "learning_rate" in method:
+            method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
         if self.row.who == "all in one place":
             devices, method = 1, method | {"local_steps": schedule["local_steps"] * devices}
         table = spec_of(RUN, method, self.settings["rounds"], devices, spec.plain(base), self.cell.seed)

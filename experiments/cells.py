@@ -37,6 +37,12 @@ def grid(rows: Sequence[str], places: Sequence[str], seeds: int) -> list[Cell]:
     return [Cell(row, place, seed) for seed in range(seeds) for place in places for row in rows]
 
 
+def by_row(wanted: Sequence[Cell]) -> list[Cell]:
+    """In the order in which they are played where a row is of use in all places or not at all."""
+    rows = list(dict.fromkeys(cell.row for cell in wanted))
+    return sorted(wanted, key=lambda cell: (cell.seed, rows.index(cell.row)))
+
+
 def opened(out: Path, settings: Plain) -> Path:
     """The folder of an experiment. Raises UserError if it is one of other settings, or something else."""
     path, wanted = out / SETTINGS, json.dumps(settings, indent=1, sort_keys=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from coordinator.rules import Rules
 from edge_client.adapters import Adapter, whole_layout
+from edge_client.choosing import steepest
 from edge_client.participate import encoded
 from edge_client.session import settled, view_of
 from edge_client.view import View
@@ -111,10 +112,17 @@ def _sent(
     view, kept = view_of(run, adapter, base, rank), None
     found = []
     for at in range(1, ROUNDS + 1 if run.portions else 2):
-        portion = view.portion(at, device)
+        portion = _some(view, view.portion(at, device))
         payload, kept = encoded(_update(run, view, at), view, portion, rules.codec, kept)
         found.append((_numbers(run, view, portion), len(payload)))
     return found
+
+
+def _some(view: View, most: Portion | None) -> Portion | None:
+    """As many layers as a device may choose, where it chooses."""
+    if most is None or view.rule is None or view.rule.choose is None:
+        return most
+    return steepest(view.shared, most, np.ones(view.shared.size, np.float32), view.rule.choose)
 
 
 def _update(run: RunSpec, view: View, number: int) -> Delta | Scalars | Split:
@@ -156,8 +164,11 @@ def _numbers(run: RunSpec, view: View, portion: Portion | None) -> int:
 def _travels(run: RunSpec, adapter: Adapter, base: Any) -> str:
     if run.codec is None:
         return "multiples"
-    roles = dict.fromkeys(t.role for t in adapter.layout(base).tensors if not t.role.startswith("history"))
-    named = ", ".join(role.replace("lora_", "") for role in roles)
+    tensors = [t for t in adapter.layout(base).tensors if not t.role.startswith("history")]
+    roles = dict.fromkeys(
+        t.name.rsplit(".", 1)[-1] if t.role == "other" else t.role.replace("lora_", "") for t in tensors
+    )
+    named = ", ".join(roles)
     named += f" ({run.portions['id']})" if run.portions else ""
     return f"multiples; {named} of {run.method['layers']} layers" if run.directions else named
 
@@ -265,6 +276,14 @@ biases: tuning them (BitFit) is refused there by name; `norm_fit` is its stand-i
 `ecolora_adaptive` sends, of the segment whose turn it is, a share least + (most - least) · exp(-speed · d) of A's entries and
 another of B's. EcoLoRA takes d from the loss that the server knows; here it is how far the device's own held-out loss has fallen
 since its first round, so that nothing new travels. B up is that of d = 0, the most.
+
+`fedhds` is FedHDS's selection within a client: when a device first takes part in a run it passes every training sequence
+through the base once, takes the mean over tokens of what enters the first layer and leaves each (every layer's at length 1),
+reduces these features to 8 principal components and groups them by k-means, where the paper has t-SNE and HDBSCAN; it trains on
+the sequence nearest to each group's mean, and counts as many examples. The paper's second step, which clusters the clients'
+centroids on the server and drops clients' groups that others have too, is left out: centroids say something of private text,
+and whom to ask for leave, and how the answer would come back, has no place in the protocol. Fewer sequences save time where a
+run has fewer `local_steps` for them.
 """
 
 

@@ -17,6 +17,8 @@ from experiments.cells import Cell
 from wire.errors import MachineError
 from wire.spec import Plain
 
+ALONE = {"OMP_NUM_THREADS": "1"}
+"""Cells are played side by side: one that multiplies on all cores waits for the others, and is charged for it."""
 Tell = Callable[[str], None]
 Measure = Callable[[Cell, Plain, Tell], Plain]
 """(cell, settings of its folder, how it tells where it is) -> what it found."""
@@ -62,7 +64,7 @@ def _process(module: str, out: Path, cell: Cell, tell: Tell) -> None:
     line = [sys.executable, "-m", module, str(out), cell.row, cell.place, str(cell.seed)]
     with (cells.begun(out, cell) / "log.txt").open("w") as log:
         child = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | ALONE
         )  # this program itself
     with child:
         assert child.stdout is not None

@@ -43,10 +43,15 @@ LORA: Plain = {"id": "lora", "rank": RANK, "alpha": 16.0, "learning_rate": 1e-3}
 CORE: Plain = {"id": "lora_sb", "rank": RANK, "layers": 6}
 LOSSES: Plain = {"adapter": CORE, "epsilon": 5e-3, "learning_rate": 3e-2}
 """Along random directions a small adapter of the last layers learns most (docs/zeroth-order.md)."""
+SEARCH: Plain = {
+    "id": "bpt", "adapter": {"id": "projected_prompt", "length": 8, "dimensions": 64}, "local_steps": 2, "population": 8,
+}  # fmt: skip
+"""A generation costs as many forwards as its population: few of them, in few dimensions."""
 RANKS = (2, 4, 8, 8)
 OUTER: Plain = {"id": "momentum", "learning_rate": 0.7, "momentum": 0.9, "nesterov": True}
 ADAPTIVE: Plain = {"portions": {"id": "segments", "count": 4, "density": {}}, "codec": "int8"}
 """EcoLoRA's segments with as many entries as the loss asks for; what is zero takes part of a bit in an `int8` payload."""
+SPARSE: list[Plain] = [{"id": "top_k", "fraction": 0.25}, {"id": "rice"}, {"id": "pack"}]
 ANY_RANK: Plain = {"portions": {"id": "tuned", "least_rank": 1}}
 
 
@@ -85,9 +90,13 @@ SURVEY: Mapping[str, Row] = {
     "fed_sb": _by_gradients("LoRA", "2502.15436", ZEROTH, {"id": "lora_sb", "rank": RANK}, 1e-2),
     "fedex_lora": _lora("2410.09432", AGGREGATED, {"aggregator": {"id": "fedex"}}, history=40),
     "lora_fair": _lora("2411.14961", AGGREGATED, {"aggregator": {"id": "lora_fair"}}),
+    "fedrot_lora": Row("LoRA", "2602.23638", LORA | {"align": 0.5}, tested="tests/edge_client/test_alignment.py"),
     "federa": _lora("2404.18848", TERMS, start="leading"),
     "ecolora": _lora("2506.02001", PORTIONS, {"portions": {"id": "segments", "count": 4}} | ROWS["top_k_int4-up"].spec),
     "ecolora_adaptive": _lora("2506.02001", "tests/wire/test_density.py", ADAPTIVE),
+    "flasc": _lora(
+        "2406.05233", "tests/experiments/test_recipes.py", {"codec": SPARSE, "downlink": {"codec": SPARSE, "decay": 0.0}}
+    ),
     "streaming": _lora("2501.18512", PORTIONS, {"portions": {"id": "fragments", "count": 4}, "server_optimizer": OUTER}),
     "diloco": _lora("2311.08105", SERVER, {"server_optimizer": OUTER}),
     "fedadam": _lora("2003.00295", SERVER, {"server_optimizer": {"id": "adam", "learning_rate": 1e-3}}),
@@ -101,6 +110,7 @@ SURVEY: Mapping[str, Row] = {
     "fedsa_lora": dataclasses.replace(_lora("2410.01463", TERMS, keeps="B"), family="LoRA, personal"),
     "dual_lora": dataclasses.replace(_lora("2406.07925", TERMS, keeps="pair"), family="LoRA, personal"),
     "fedprompt": _by_gradients("prompt", "2208.12268", PROMPTS, {"id": "prompt", "length": 16}, 1e-2),
+    "fedbpt": Row("prompt", "2310.01467", SEARCH, tested="tests/edge_client/test_evolution.py"),
     "prefix": _by_gradients("prompt", "2101.00190", PROMPTS, {"id": "prefix", "length": 8}, 1e-2),
     "bottleneck": _by_gradients(
         "adapter", "1902.00751", "tests/edge_client/test_selective_and_bottlenecks.py", {"id": "bottleneck", "width": 16}, 1e-3
@@ -109,9 +119,18 @@ SURVEY: Mapping[str, Row] = {
         "adapter", "2205.10162", PORTIONS, {"id": "bottleneck", "width": 16}, 1e-3,
         {"portions": {"id": "growing", "layers": 8, "rank": 8, "rounds": 2}},
     ),
+    "entries": _by_gradients(
+        "selective", "2308.06522", "tests/edge_client/test_entries.py", {"id": "entries", "density": 0.01}, 1e-3
+    ),
     "norm_fit": _by_gradients("selective", "2210.01708", "tests/edge_client/test_torch_engine.py", {"id": "norms"}, 1e-2),
     "last_layers": _by_gradients(
         "selective", "2310.00247", "tests/edge_client/test_torch_engine.py", TARGET | {"layers": 8}, 1e-3
+    ),
+    "fedhds": dataclasses.replace(
+        _lora("2410.10926", "tests/edge_client/test_selection.py", {"selection": {"share": 0.1}}), family="other: data selection"
+    ),
+    "chosen_layers": dataclasses.replace(
+        _lora("2408.15600", "tests/edge_client/test_choosing.py", {"portions": {"id": "chosen", "layers": 8}}), family="selective"
     ),
     "ferret": Row(
         "other: shared randomness", "2409.06277",
