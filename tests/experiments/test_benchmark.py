@@ -109,6 +109,7 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     assert pooled["gap_closed"] == 1 and 0 < base["accuracy"] <= 1 and base["forgotten"] == 0 != fedit["forgotten"]
     assert fedit["tokens"] > 0 and fedit["peak_mb"] > 10 and fedit["own_worst"] >= fedit["own_loss"] > 0
     page = (out / "report.html").read_text()
+    assert "<th>accuracy</th>" in page and "<th>ROUGE-L</th>" not in page  # nothing was generated
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page and "<link" not in page
     made = cells.folder(out, Cell("fedit+int8", "law/natural", 0)) / cells.RESULT
     before = made.stat().st_mtime_ns
