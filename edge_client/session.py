@@ -19,6 +19,7 @@ from edge_client.methods import METHODS, Method
 from edge_client.middle import Helper
 from edge_client.ranks import rank_here
 from edge_client.releases import Releases, Shelf
+from edge_client.selection import selected
 from edge_client.transport import Connection
 from edge_client.view import View, fitting_rank, full_rank
 from wire import spec
@@ -116,14 +117,15 @@ class Session:
         engine = self._engine(chosen, base, adapter, view.layout)
         length = method.sequence_length
         measured = engine.tokenize(held_out, length)[: run.evaluation.max_sequences]
-        training = engine.tokenize(train, length)
+        training, first = engine.tokenize(train, length), adapter.initial(view.layout, run.seed, base)
         if not training or not measured:
             raise DataError(
                 f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
             )
         initial = method.tunes().initial(layout, run.seed, base)
-        own = view.own(adapter.initial(view.layout, run.seed, base))
-        texts = (training, measured, len(train))
+        own = view.own(first)
+        learned = selected(engine, first, training, run.selection)
+        texts = (learned, measured, len(train) if run.selection is None else len(learned))
         return Work(
             run, view, run.chain(), method, engine, self._releases, initial, *texts, record=self._device.record, own=own
         )

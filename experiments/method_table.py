@@ -274,6 +274,14 @@ biases: tuning them (BitFit) is refused there by name; `norm_fit` is its stand-i
 `ecolora_adaptive` sends, of the segment whose turn it is, a share least + (most - least) · exp(-speed · d) of A's entries and
 another of B's. EcoLoRA takes d from the loss that the server knows; here it is how far the device's own held-out loss has fallen
 since its first round, so that nothing new travels. B up is that of d = 0, the most.
+
+`fedhds` is FedHDS's selection within a client: when a device first takes part in a run it passes every training sequence
+through the base once, takes the mean over tokens of what enters the first layer and leaves each (every layer's at length 1),
+reduces these features to 8 principal components and groups them by k-means, where the paper has t-SNE and HDBSCAN; it trains on
+the sequence nearest to each group's mean, and counts as many examples. The paper's second step, which clusters the clients'
+centroids on the server and drops clients' groups that others have too, is left out: centroids say something of private text,
+and whom to ask for leave, and how the answer would come back, has no place in the protocol. Fewer sequences save time where a
+run has fewer `local_steps` for them.
 """
 
 

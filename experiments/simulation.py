@@ -16,6 +16,7 @@ from edge_client.choosing import chosen
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained, batches
 from edge_client.participate import encoded
+from edge_client.selection import selected
 from edge_client.session import batch_seed, fitting_method, settled, view_of
 from edge_client.view import View
 from wire import spec
@@ -81,6 +82,7 @@ class Simulation:
         self._views: dict[str, View] = {}
         self._own: dict[str, Vector] = {}
         self._first_losses: dict[str, float] = {}
+        self._learned: dict[str, list[Tokens]] = {}
         self.engine = self.engine_of("")
         self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
@@ -132,6 +134,7 @@ class Simulation:
     def sent(self, device: str, train: Sequence[Tokens]) -> Sent:
         """What a device sends that trains from the newest release."""
         began = time.process_time()
+        train = self._selected(device, train)
         payload, trained = self._payload(device, train)
         spent = Spent(trained.forwards, time.process_time() - began, len(payload), self._fetched, trained.tokens)
         return Sent(device, payload, len(train), spent)
@@ -169,7 +172,17 @@ class Simulation:
 
     def payload_of(self, device: str, train: Sequence[Tokens]) -> bytes:
         """What `device` would send now."""
-        return self._payload(device, train)[0]
+        return self._payload(device, self._selected(device, train))[0]
+
+    def _selected(self, device: str, train: Sequence[Tokens]) -> Sequence[Tokens]:
+        """What a device learns of its text, chosen once."""
+        if self.run.selection is None:
+            return train
+        if device not in self._learned:
+            view = self.view_of(device)
+            first = self._row(view).initial(view.layout, self.run.seed, self._base)
+            self._learned[device] = selected(self.engine_of(device), first, train, self.run.selection)
+        return self._learned[device]
 
     def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
         number, view, start = self.release.version + 1, self.view_of(device), self._start(device)

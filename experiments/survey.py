@@ -123,6 +123,9 @@ SURVEY: Mapping[str, Row] = {
     "last_layers": _by_gradients(
         "selective", "2310.00247", "tests/edge_client/test_torch_engine.py", TARGET | {"layers": 8}, 1e-3
     ),
+    "fedhds": dataclasses.replace(
+        _lora("2410.10926", "tests/edge_client/test_selection.py", {"selection": {"share": 0.1}}), family="other: data selection"
+    ),
     "chosen_layers": dataclasses.replace(
         _lora("2408.15600", "tests/edge_client/test_choosing.py", {"portions": {"id": "chosen", "layers": 8}}), family="selective"
     ),

@@ -160,6 +160,19 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selection:
+    """Devices train on a part of their text that stands for all of it: one sequence of each of as many groups as `share` of their
+    number (FedHDS, arXiv 2410.10926), chosen on the device by what the base makes of them.
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError("share must be above 0 and at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSpec:
     """A run: base model, tuning method, codec, aggregation and schedule. The tables are rows of their families.
 
@@ -168,7 +181,8 @@ class RunSpec:
     its methods, and takes `codec` away if none of them sends deltas. Without a `downlink` releases travel as whole adapters.
     `rates` spreads the bits of a codec that has a target over the rounds. `portions` says which part of the layout a device sends
     in a round; without it, and without history in the layout, all. `start` is the SHA-256 of the adapter that the run begins
-    with, float32 and little-endian, where that does not follow from the method and the seed.
+    with, float32 and little-endian, where that does not follow from the method and the seed. With a `selection` devices
+    train on a part of their text.
     """
 
     name: str
@@ -187,6 +201,7 @@ class RunSpec:
     portions: Plain | None = dataclasses.field(default=None, metadata=spec.LATER)
     start: str | None = dataclasses.field(default=None, metadata=spec.LATER)
     rates: Rates | None = dataclasses.field(default=None, metadata=spec.LATER)
+    selection: Selection | None = dataclasses.field(default=None, metadata=spec.LATER)
 
     def __post_init__(self) -> None:
         if self.codec is None and self.directions is None:

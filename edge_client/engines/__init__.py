@@ -74,6 +74,10 @@ class Engine(Protocol):
     def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         """Summed negative log-likelihood in nats, and the number of targets it is summed over. No gradient."""
 
+    def features(self, sequences: Sequence[Tokens]) -> Vector:
+        """What the model makes of each sequence, float32 [N, F]: the mean over its tokens of what enters the first layer
+        and of what leaves each, every one of length 1, one after the other."""
+
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
         """Mean negative log-likelihood in nats a target of `batch` under each of `adapters`, float64 [K]. The engine's
         own adapter afterwards is unspecified."""
@@ -123,6 +127,13 @@ ENGINES: Mapping[str, str] = {
 `missing() -> str | None`."""
 BROUGHT_BY: Mapping[str, str] = {"split": "torch"}
 """The extra that brings an engine, where it has another name."""
+
+
+def unit(means: Vector) -> Vector:
+    """Each layer's mean, of [..., layers, D], at length 1 and all in a row, so that the late layers do not drown the early."""
+    lengths = np.linalg.norm(means, axis=-1, keepdims=True)
+    made: Vector = means / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return made.reshape(*means.shape[:-2], -1)
 
 
 def tuned_numbers(layout: Layout, chosen: Sequence[int] | None = None) -> list[int]:

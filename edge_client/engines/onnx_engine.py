@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_client.adapters import Adapter
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Tokens, onnx_graph
+from edge_client.engines import IGNORE, Tokens, onnx_graph, unit
 from edge_client.engines.kept import KEPT_BYTES, Kept
 from edge_client.engines.memory import give_back
 from edge_client.engines.onnx_graph import Shape
@@ -102,6 +102,18 @@ class OnnxEngine:
     def loss(self, sequences: Sequence[Tokens]) -> tuple[float, int]:
         total, count = self._summed(sequences, self._vector[None])
         return float(total[0]), count
+
+    def features(self, sequences: Sequence[Tokens]) -> Vector:
+        """Of the base alone, by a graph of its own that is let go again: until then it takes as much memory as the body."""
+        graph = self._session(onnx_graph.means(self._base, self._shape))
+        found = []
+        for sequence in sequences:
+            entering = self._embedded(sequence.ids[None].astype(np.int64))
+            (means,) = graph.run(["means"], self._frame(entering, 1, 0))
+            found.append(unit(np.concatenate([entering.mean(axis=1), means[0]])))
+        del graph
+        give_back()
+        return np.stack(found)
 
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
         """Adapters go through together while their tokens fit one pass: that saves a tenth of the time, no more."""

@@ -78,6 +78,11 @@ def below(base: QuantizedBase, shape: Shape, first: int) -> bytes:
     return _Body(base, shape, Placement(), False).below(first)
 
 
+def means(base: QuantizedBase, shape: Shape) -> bytes:
+    """The base alone: embeddings of one sequence to the mean over its tokens of what leaves each layer, the last one's normed."""
+    return _Body(base, shape, Placement(), False).means()
+
+
 def head(base: QuantizedBase, shape: Shape) -> bytes:
     """Rows [N, D] and targets [N] in; `nll` [N] and `logits` [N, V] out."""
     graph = Graph("head")
@@ -143,6 +148,18 @@ class _Body:
         self._graph.output("hidden", "float32", ["S", "T", self._shape.hidden])
         return self._graph.model()
 
+    def means(self) -> bytes:
+        g, found = self._graph, []
+        hidden = self._entering()
+        for number in range(self._shape.layers):
+            hidden = self._layer(number, hidden)
+            shown = hidden if number + 1 < self._shape.layers else self._norm("model.norm", hidden)
+            rows = g.add("Reshape", [shown, self._by_sequence])
+            found.append(g.add("ReduceMean", [rows, g.constant(np.array([1], np.int64))], keepdims=1))
+        g.rename(g.add("Concat", found, axis=1), "means")
+        g.output("means", "float32", ["S", self._shape.layers, self._shape.hidden])
+        return g.model()
+
     def above(self, layout: Layout, first: int) -> bytes:
         g = self._graph
         self._parts = self._split(g.input("adapter", "float32", ["K", layout.size]), layout)
@@ -155,11 +172,14 @@ class _Body:
         return g.model()
 
     def _layers(self, numbers: range) -> str:
-        g = self._graph
-        hidden = g.add("Reshape", [g.input("entering", "float32", ["S", "T", self._shape.hidden]), self._by_adapter])
+        hidden = self._entering()
         for number in numbers:
             hidden = self._layer(number, hidden)
         return hidden
+
+    def _entering(self) -> str:
+        entering = self._graph.input("entering", "float32", ["S", "T", self._shape.hidden])
+        return self._graph.add("Reshape", [entering, self._by_adapter])
 
     def _split(self, adapter: str, layout: Layout) -> dict[int, str]:
         """The adapter's tensors by where they start in the flat vector, each [K, *shape]."""

@@ -6,6 +6,7 @@ two of them where nothing below the middle is tuned, else five.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 
 from edge_client.adapters import Adapter
+from edge_client.engines import Tokens
 from edge_client.engines.torch_engine import TorchEngine, best_device
 from edge_client.middle import Helper, Middle
 from quantize import QuantizedBase
-from wire.delta import Layout, layer_number
+from wire.delta import Layout, Vector, layer_number
 from wire.errors import SpecError
 
 
@@ -59,6 +61,11 @@ class SplitEngine(TorchEngine):
         if threads:
             torch.set_num_threads(threads)
         return cls(base, adapter, layout, max_memory, best_device(), Middle(helper, base.identity))
+
+    def features(self, sequences: Sequence[Tokens]) -> Vector:
+        raise SpecError(
+            "what the helper's layers make of a text stays there: a run with a [selection] needs --engine torch"
+        )
 
     def generate(self, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool) -> str:
         raise SpecError("the split engine has no cache for words to come: generate with --engine torch")

@@ -23,6 +23,7 @@ from edge_client.engines import (
     torch_memory,
     torch_model,
     tuned_numbers,
+    unit,
 )
 from edge_client.engines.cuts import Cut
 from edge_client.engines.kept import KEPT_BYTES
@@ -126,6 +127,19 @@ class TorchEngine:
                 total += torch_loss.summed(hidden, head, wanted)
                 count += len(wanted)
         return total, count
+
+    def features(self, sequences: Sequence[Tokens]) -> Vector:
+        self._model.eval()
+        compute_in(self._model, torch.float32)
+        with torch.no_grad():
+            return np.stack([unit(self._means(sequence)) for sequence in sequences])
+
+    def _means(self, sequence: Tokens) -> Vector:
+        """Of each layer the mean over a sequence's tokens, float32 [layers + 1, D]; the last one's is normed."""
+        given = self._front.given(self._ids([sequence.ids.tolist()]))
+        states = self._body(**given, use_cache=False, output_hidden_states=True).hidden_states
+        found: Vector = torch.stack([state[0, self._front.shown :].mean(dim=0) for state in states]).cpu().numpy()
+        return found
 
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
         """One adapter after the other, in float32: on a CPU it costs no more, and the memory stays that of one pass."""

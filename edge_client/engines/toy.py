@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edge_client.adapters import Adapter, LowRank
 from edge_client.data import Example
-from edge_client.engines import IGNORE, Optimizer, Tokens, tuned_numbers
+from edge_client.engines import IGNORE, Optimizer, Tokens, tuned_numbers, unit
 from edge_client.engines.sequences import answered, packed
 from wire import spec
 from wire.delta import Layout, Vector
@@ -89,6 +89,10 @@ class ToyEngine:
         given, wanted = _pairs(sequences)
         logits = self._logits(given, self._factors())
         return float(_nll(logits, wanted).sum(dtype=np.float64)), len(wanted)
+
+    def features(self, sequences: Sequence[Tokens]) -> Vector:
+        """Its one layer is given bytes: how often each occurs."""
+        return np.stack([unit(np.bincount(s.ids, minlength=BYTES)[None].astype(np.float32)) for s in sequences])
 
     def losses(self, batch: Sequence[Tokens], adapters: Sequence[Vector]) -> npt.NDArray[np.float64]:
         found = []
