@@ -243,8 +243,8 @@ def page(report: Plain, drawn: Mapping[str, Sequence[Path]]) -> str:
         " <em>local</em>: each device alone; <em>pooled</em>: all text in one place. The target is"
         f" {report['target_share']:.0%} of what pooled gains. Losses in nats a target on held-out text; exact match and ROUGE-L,"
         f" where they are, of {settings['answers']} generated answers; B are of a device and round, MB of all; seconds are"
-        " processor seconds of training, of all devices; peak memory is the whole process's. Filled marks are on the Pareto front:"
-        " nothing is better and cheaper."
+        " processor seconds of training, of all devices; peak memory is the whole process's. Filled marks are on the Pareto"
+        " front: nothing is better and cheaper."
     )
     body = f"<p>{says}</p>"
     for place, paths in drawn.items():
