@@ -67,7 +67,7 @@ def _of_peft(
         return _virtual("PREFIX_TUNING", prefix_of(base, placement, layout, vector))
     if placement.bottlenecks:
         raise UserError("peft knows no bottleneck adapters; write a folder with its own loader with --to torch")
-    raise UserError("tuned norms and biases are no LoRA; write the whole model with --to merged")
+    raise UserError("tuned norms, biases and entries are no LoRA; write the whole model with --to merged")
 
 
 def _virtual(kind: str, rows: Vector) -> tuple[dict[str, Vector], dict[str, Any]]:
@@ -122,6 +122,8 @@ def to_merged(base: Base, placement: Placement, layout: Layout, vector: Vector, 
             return weight * (1 + vector[placement.gains[module]])
         if (biased := name.removesuffix(".bias")) in placement.biases and name != biased:
             return weight + vector[placement.biases[biased]]
+        if module in placement.entries:
+            return weight + placement.entries[module].dense(vector, weight.shape)
         if module not in placement.linears:
             return weight
         for term in placement.linears[module]:

@@ -1,7 +1,7 @@
 """Where a run begins if not as its base: at another run's release or a peft folder, fitted to what the new run tunes.
 
 The same adapter begins where the other ended, entry by entry. Other low-rank factors begin as the leading singular directions of
-what the other adds to each weight, as in the second stage of SLoRA (arXiv 2308.06522).
+what the other adds to each weight; after sparse `entries` that is the second stage of SLoRA (arXiv 2308.06522).
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ class Source:
 
 
 def of_release(named: str, row: Adapter, base: Base, vector: Vector) -> Source:
-    """What an adapter of the shared layout of `row` adds, float32 [layout.size]. Rows that are more than low-rank have no
-    changes of weights, and can only be gone on with."""
+    """What an adapter of the shared layout of `row` adds, float32 [layout.size]. Rows that do more than add to weights
+    have no changes, and can only be gone on with."""
     placement = row.placement(base)
-    alone = placement.modules() == set(placement.linears) and placement.prompt is None and placement.prefix is None
     shapes = base.linears()
-    changes = {
-        module: functools.partial(_added, terms, vector, shapes[module])
-        for module, terms in (placement.linears.items() if alone else ())
+    changes: dict[str, Callable[[], Vector]] = {
+        module: functools.partial(_added, terms, vector, shapes[module]) for module, terms in placement.linears.items()
     }
-    return Source(named, changes, row, vector)
+    for module, some in placement.entries.items():
+        changes[module] = functools.partial(some.dense, vector, shapes[module])
+    alone = placement.modules() == set(changes) and placement.prompt is None and placement.prefix is None
+    return Source(named, changes if alone else {}, row, vector)
 
 
 def of_folder(folder: Path, base: Base) -> Source:
@@ -95,7 +96,7 @@ def _check(source: Source, linears: Mapping[str, tuple[LowRank, ...]], layout: L
     """Raises UserError where what the source changed cannot be said by factors that this run shares."""
     if not source.changes:
         raise UserError(
-            f"{source.named}: what it tuned is not low-rank, so that only a run of the very same adapter starts from it"
+            f"{source.named}: what it tuned is no part of the weights, so that only a run of the very same adapter starts from it"
         )
     if missing := sorted(set(source.changes) - set(linears)):
         raise UserError(

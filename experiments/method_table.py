@@ -165,7 +165,9 @@ def _travels(run: RunSpec, adapter: Adapter, base: Any) -> str:
     if run.codec is None:
         return "multiples"
     tensors = [t for t in adapter.layout(base).tensors if not t.role.startswith("history")]
-    roles = dict.fromkeys(t.name if t.role == "other" else t.role.replace("lora_", "") for t in tensors)
+    roles = dict.fromkeys(
+        t.name.rsplit(".", 1)[-1] if t.role == "other" else t.role.replace("lora_", "") for t in tensors
+    )
     named = ", ".join(roles)
     named += f" ({run.portions['id']})" if run.portions else ""
     return f"multiples; {named} of {run.method['layers']} layers" if run.directions else named

@@ -121,6 +121,9 @@ SURVEY: Mapping[str, Row] = {
         "adapter", "2205.10162", PORTIONS, {"id": "bottleneck", "width": 16}, 1e-3,
         {"portions": {"id": "growing", "layers": 8, "rank": 8, "rounds": 2}},
     ),
+    "entries": _by_gradients(
+        "selective", "2308.06522", "tests/edge_client/test_entries.py", {"id": "entries", "density": 0.01}, 1e-3
+    ),
     "norm_fit": _by_gradients("selective", "2210.01708", "tests/edge_client/test_torch_engine.py", {"id": "norms"}, 1e-2),
     "last_layers": _by_gradients(
         "selective", "2310.00247", "tests/edge_client/test_torch_engine.py", TARGET | {"layers": 8}, 1e-3

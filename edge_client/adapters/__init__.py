@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from wire.delta import Layout, Vector, layer_number
 
 
@@ -67,6 +69,20 @@ class Bottleneck:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Something is added to the entries of a weight at `positions`, int64 [n] in the flat weight: the vector's at `place`."""
+
+    place: slice
+    positions: Any
+
+    def dense(self, vector: Vector, shape: tuple[int, int]) -> Vector:
+        """float32 [out, in], zeros elsewhere."""
+        weight = np.zeros(shape, np.float32)
+        weight.reshape(-1)[self.positions] = vector[self.place]
+        return weight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """Rows before the embedded text: `start` [T, D] + what is tuned, a place as large, or + `matrix` [T·D, d] times it."""
 
@@ -93,19 +109,20 @@ class Prefix:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Placement:
     """Where a model uses the flat vector of the whole layout (`whole_layout`): low-rank terms, which are added up, by linear
-    module; what gains grow by, by norm module; what is added to biases and what follows layers, by linear module; what comes
-    before the text. The terms of one number have one rank and one scale in all modules."""
+    module; what gains grow by, by norm module; what is added to biases and to entries of weights, and what follows layers, by
+    linear module; what comes before the text. The terms of one number have one rank and one scale in all modules."""
 
     linears: Mapping[str, tuple[LowRank, ...]] = dataclasses.field(default_factory=dict)
     gains: Mapping[str, slice] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, slice] = dataclasses.field(default_factory=dict)
     bottlenecks: Mapping[str, Bottleneck] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, Entries] = dataclasses.field(default_factory=dict)
     prompt: Prompt | None = None
     prefix: Prefix | None = None
 
     def modules(self) -> set[str]:
         """All that something is done to."""
-        return {*self.linears, *self.gains, *self.biases, *self.bottlenecks}
+        return {*self.linears, *self.gains, *self.biases, *self.bottlenecks, *self.entries}
 
     @property
     def lowest(self) -> int | None:
@@ -145,6 +162,7 @@ ADAPTERS: Mapping[str, str] = {
     "lora": "edge_client.adapters.low_rank:LoraFactors",
     "lora_sb": "edge_client.adapters.low_rank:LoraCore",
     "biases": "edge_client.adapters.biases:Biases",
+    "entries": "edge_client.adapters.entries:WeightEntries",
     "bottleneck": "edge_client.adapters.bottlenecks:Bottlenecks",
     "prompt": "edge_client.adapters.prompts:SoftPrompt",
     "projected_prompt": "edge_client.adapters.prompts:ProjectedPrompt",

@@ -54,6 +54,8 @@ class OnnxEngine:
         placement = adapter.placement(base)
         if placement.prefix is not None:
             raise SpecError("--engine onnx puts no keys and values before a text; use --engine torch, or tune a prompt")
+        if placement.entries:
+            raise SpecError("--engine onnx tunes no single entries of weights; use --engine torch, or tune lora")
         self._prompt = placement.prompt
         first = self._shape.layers if placement.lowest is None else placement.lowest
         base.give_back()

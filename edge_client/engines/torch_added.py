@@ -1,4 +1,4 @@
-"""What is added to what a frozen layer gives: a tuned bias, or a bottleneck behind it."""
+"""What is added to what a frozen layer gives: a tuned bias, a bottleneck behind it, or some entries of its weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edge_client.adapters import Bottleneck
+from edge_client.adapters import Bottleneck, Entries
 
 
 def bias(layer: Any, device: torch.device) -> nn.Parameter:
@@ -28,3 +28,41 @@ def bottleneck(layer: Any, part: Bottleneck, device: torch.device) -> dict[int, 
 
     layer.register_forward_hook(follow)
     return {part.down.start: down, part.up.start: up}
+
+
+def entries(layer: Any, part: Entries, device: torch.device) -> nn.Parameter:
+    """What is added to the weight's entries at `part.positions`."""
+    positions = torch.as_tensor(part.positions, device=device)
+    added = nn.Parameter(torch.zeros(len(positions), device=device))
+    shape = (layer.out_features, layer.in_features)
+
+    def follow(_: Any, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> torch.Tensor:
+        more: torch.Tensor = _Entries.apply(given[0].float(), added, positions, shape)
+        return made + more.to(made.dtype)
+
+    layer.register_forward_hook(follow)
+    return added
+
+
+class _Entries(torch.autograd.Function):
+    """x [..., in] times a sparse weight, made dense for the product alone: nothing of its size waits for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, given: torch.Tensor, added: torch.Tensor, positions: torch.Tensor, shape: tuple[int, int]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(given, added, positions)
+        ctx.shape = shape
+        return given @ _dense(added, positions, shape).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        given, added, positions = ctx.saved_tensors
+        rows, columns = grads[0].flatten(0, -2), given.flatten(0, -2)
+        return grads[0] @ _dense(added, positions, ctx.shape), (rows.T @ columns).reshape(-1)[positions], None, None
+
+
+def _dense(added: torch.Tensor, positions: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    weight = torch.zeros(shape[0] * shape[1], device=added.device)
+    weight[positions] = added
+    return weight.view(shape)

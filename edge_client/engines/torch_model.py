@@ -25,8 +25,8 @@ def build(
     """A model with float32 adapters on a frozen quantized base, the tuned parameters in the layout's order, and what comes before
     a text.
 
-    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases and
-    bottlenecks as hooks of the layers. No float copy of the base is made.
+    LoRA factors are peft's own layers; a core and a gain enter as parametrizations of them and of the norms, biases,
+    bottlenecks and entries as hooks of the layers. No float copy of the base is made.
     """
     model = frozen(base, device)
     before, found = front(model, placement, device)
@@ -37,6 +37,8 @@ def build(
         tuned[place.start] = torch_added.bias(model.get_submodule(module), device)
     for module, bottleneck in placement.bottlenecks.items():
         tuned |= torch_added.bottleneck(model.get_submodule(module), bottleneck, device)
+    for module, some in placement.entries.items():
+        tuned[some.place.start] = torch_added.entries(model.get_submodule(module), some, device)
     if placement.linears:
         model = _with_lora(model, placement)
         for module, terms in placement.linears.items():

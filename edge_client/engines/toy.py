@@ -59,7 +59,10 @@ class ToyEngine:
 
     def __init__(self, base: ToyBase, adapter: Adapter, layout: Layout) -> None:
         self.layout = layout
-        self._terms = adapter.placement(base).linears["bigram"]
+        linears = adapter.placement(base).linears
+        if not linears:
+            raise SpecError("the toy engine tunes low-rank factors alone: lora or lora_sb")
+        self._terms = linears["bigram"]
         self._vector = np.zeros(layout.size, np.float32)
         self.start(Optimizer())
 

@@ -26,6 +26,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "lora_sb": {"id": "lora_sb", "rank": 4},
     "norms": {"id": "norms"},
     "biases": {"id": "biases"},
+    "entries": {"id": "entries", "density": 0.05, "seed": 3},
     "bottleneck": {"id": "bottleneck", "width": 4},
     "prompt": {"id": "prompt", "length": 4},
     "projected_prompt": {"id": "projected_prompt", "length": 4, "dimensions": 12},

@@ -13,6 +13,7 @@ import torch
 from edge_client import export, starts
 from edge_client.adapters import Adapter
 from edge_client.adapters.bottlenecks import Bottlenecks
+from edge_client.adapters.entries import WeightEntries
 from edge_client.adapters.low_rank import PREFIX, LoraCore, LoraFactors
 from edge_client.adapters.norms import NormGains
 from edge_client.starts import Source
@@ -92,8 +93,25 @@ def test_a_larger_rank_says_the_same_and_what_is_spare_can_be_learned(base: Quan
         assert np.array_equal(a[spare], fresh[f"{PREFIX}{module}.lora_A.weight"][spare])
 
 
+@pytest.mark.parametrize("rank", [3, 8])
+def test_after_sparse_entries_factors_begin_as_their_leading_directions(base: QuantizedBase, rank: int) -> None:
+    entries = WeightEntries(density=0.05, targets=("v_proj",), seed=4)
+    before, vector = moved(entries, base)
+    row = LoraFactors(rank=rank, alpha=2.0, targets=("v_proj",))
+    layout, made, lost = begun(starts.of_release("r", entries, base, vector), row, base)
+    missed = whole = 0.0
+    for (tensor, place), module in zip(before.slices(), entries.placement(base).entries, strict=True):
+        wanted = np.zeros(64 * 128)
+        wanted[entries.placement(base).entries[module].positions] = vector[place]
+        values = np.linalg.svd(wanted.reshape(64, 128), compute_uv=False)
+        away = float(np.square(of(row, layout, made, module) - wanted.reshape(64, 128)).sum())
+        assert tensor.size == round(0.05 * 64 * 128) and away < 1.1 * np.square(values[rank:]).sum()
+        missed, whole = missed + away, whole + np.square(values).sum()
+    assert lost == pytest.approx(np.sqrt(missed / whole), abs=1e-5)
+
+
 def test_the_very_same_adapter_begins_where_the_other_ended(base: QuantizedBase) -> None:
-    for row in (SMALL, NormGains(), LoraCore(rank=4), Bottlenecks(width=2)):
+    for row in (SMALL, WeightEntries(), NormGains(), LoraCore(rank=4), Bottlenecks(width=2)):
         layout, vector = moved(row, base)
         made, lost = starts.begun(starts.of_release("r", row, base, vector), row, base, layout, 9)
         assert lost == 0 and np.array_equal(made, vector)
@@ -170,8 +188,8 @@ def test_a_folder_that_is_none_is_refused(base: QuantizedBase, tmp_path: Path) -
         (SMALL, LoraFactors(tuned="B"), "another adapter than this run's"),
         (SMALL, LoraFactors(start="leading"), "without a start of its own"),
         (SMALL, LoraFactors(keeps="B"), "free and shared"),
-        (NormGains(), SMALL, "not low-rank"),
-        (Bottlenecks(width=2), SMALL, "not low-rank"),
+        (NormGains(), SMALL, "no part of the weights"),
+        (Bottlenecks(width=2), SMALL, "no part of the weights"),
     ],
 )
 def test_an_adapter_that_a_run_cannot_say_is_refused(
