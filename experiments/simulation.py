@@ -12,6 +12,7 @@ from coordinator import exactness, ingest, publish
 from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from edge_client.adapters import Adapter
+from edge_client.banks import fitting, initial_of, layout_of
 from edge_client.choosing import chosen
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained, batches
@@ -75,7 +76,7 @@ class Simulation:
         ranks: Mapping[str, int] | None = None,
     ) -> None:
         self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
-        self.layout: Layout = self.adapter_row.layout(base)
+        self.layout: Layout = layout_of(self.run, self.adapter_row, base)
         self.method: Method = fitting_method(self.run, engine_class)
         self._load = functools.partial(_loaded, engine_class, base, max_memory, threads)
         self._base, self._ranks, self._engines = base, ranks or {}, dict[int | None, Any]()
@@ -87,7 +88,7 @@ class Simulation:
         self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
-        first = self.adapter_row.initial(self.layout, self.run.seed, base)
+        first = initial_of(self.run, self.adapter_row, base)
         self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
 
@@ -185,9 +186,12 @@ class Simulation:
         return self._learned[device]
 
     def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
-        number, view, start = self.release.version + 1, self.view_of(device), self._start(device)
+        number = self.release.version + 1
         engine, seed = self.engine_of(device), batch_seed(self.run, device, number)
         first = next(batches(train, 1, self.method.batch, seed))
+        if self.view_of(device).bank is not None:
+            self._views[device] = fitting(self.view_of(device), f"{self.run.seed}/{device}", engine, self._state, first)
+        view, start = self.view_of(device), self._start(device)
         portion = chosen(view, view.portion(number, device), engine, start.adapter, first)
         fallen = 0.0 if view.rule is None or view.rule.density is None else self._fallen(device, start.adapter, train)
         key = start.directions.key(self.run.seed, number, device)
