@@ -16,7 +16,7 @@ from wire import spec
 from wire.codecs import STAGES, FieldShape, chain, vector_shape
 from wire.codecs.blockwise import Blockwise
 from wire.codecs.chain import HEADER_BYTES
-from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq, ectcq
+from wire.codecs.compositions import BALANCE, COMPOSITIONS, ROTATION, ecsq, ectcq
 from wire.codecs.rice import Rice
 from wire.codecs.top_k import TopK, largest
 from wire.delta import Delta, Layout, Tensor, Vector
@@ -28,6 +28,7 @@ CODECS = {
     **COMPOSITIONS,
     "ecsq_at_4": ecsq(4.0),  # on so few parameters 0.2 bits are less than the tables take
     "rotated_ecsq_at_6": ecsq(6.0, ROTATION),
+    "balanced_ecsq_at_6": ecsq(6.0, BALANCE, ROTATION),
     "ectcq_at_4": ectcq(4.0),
     "rotated_ectcq_at_6": ectcq(6.0, ROTATION),
     **{row: several[-1] for row, several in ladder(()).items() if several and row not in COMPOSITIONS},

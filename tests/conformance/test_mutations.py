@@ -13,7 +13,7 @@ import pytest
 from experiments.codecs import ladder
 from wire.codecs import chain, kernels
 from wire.codecs.chain import HEADER_BYTES, Chain
-from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq, ectcq
+from wire.codecs.compositions import BALANCE, COMPOSITIONS, ROTATION, ecsq, ectcq
 from wire.delta import Delta, Layout, Tensor
 from wire.errors import PayloadError
 from wire.spec import Plain
@@ -24,6 +24,7 @@ CODECS: Mapping[str, list[Plain]] = {
     **COMPOSITIONS,
     "ecsq with feedback": ecsq(12.0),
     "rotated with feedback": ecsq(12.0, ROTATION),
+    "balanced with feedback": ecsq(12.0, BALANCE, ROTATION),
     "trellis with feedback": ectcq(12.0),
 }
 PAYLOADS = 20_000

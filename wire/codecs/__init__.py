@@ -96,6 +96,7 @@ STAGES: Mapping[str, str] = {
     "count_sketch": "wire.codecs.sparse:CountSketch",
     "projection": "wire.codecs.projection:Projection",
     "top_k": "wire.codecs.top_k:TopK",
+    "balance": "wire.codecs.balance:Balance",
     "rank_rotate": "wire.codecs.rank_rotate:RankRotate",
     "rice": "wire.codecs.rice:Rice",
     "ecsq": "wire.codecs.ecsq:Ecsq",

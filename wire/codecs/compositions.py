@@ -9,6 +9,7 @@ from wire.spec import Plain
 INT8: Plain = {"id": "blockwise", "bits": 8, "block": 64}
 INT4: Plain = {"id": "blockwise", "bits": 4, "block": 64}
 ROTATION: Plain = {"id": "rank_rotate", "reflectors": 2, "bits": 6}
+BALANCE: Plain = {"id": "balance", "halvings": 1}
 
 
 def top_k_int4(fraction: float) -> list[Plain]:
@@ -39,6 +40,7 @@ COMPOSITIONS: Mapping[str, list[Plain]] = {
     "int4": [{"id": "error_feedback", "inner": [INT4]}, {"id": "pack"}, {"id": "zstd"}],
     "ecsq": ecsq(0.2),
     "rotated_ecsq": ecsq(0.2, ROTATION),
+    "balanced_ecsq": ecsq(0.2, BALANCE, ROTATION),
     "ectcq": ectcq(0.2),
     "rotated_ectcq": ectcq(0.2, ROTATION),
     "top_k_int4": top_k_int4(0.25),

@@ -83,7 +83,7 @@ def gathered(vector: Vector, tensors: tuple[Tensor, ...]) -> Vector:
     if not any(map(_turned, tensors)):
         return vector
     out = np.empty_like(vector)
-    for tensor, place in _places(tensors):
+    for tensor, place in places(tensors):
         if _turned(tensor):
             out[place].reshape(grid(tensor))[...] = vector[place].reshape(tensor.shape).T
         else:
@@ -96,7 +96,7 @@ def scattered(rows: Vector, tensors: tuple[Tensor, ...]) -> Vector:
     if not any(map(_turned, tensors)):
         return rows
     out = np.empty_like(rows)
-    for tensor, place in _places(tensors):
+    for tensor, place in places(tensors):
         out[place] = rows[place].reshape(grid(tensor)).T.reshape(-1) if _turned(tensor) else rows[place]
     return out
 
@@ -110,7 +110,8 @@ def _turned(tensor: Tensor) -> bool:
     return tensor.role == "lora_B" and len(tensor.shape) == 2
 
 
-def _places(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, slice]]:
+def places(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, slice]]:
+    """Where each tensor's entries lie."""
     start = 0
     for tensor in tensors:
         yield tensor, slice(start, start + tensor.size)
