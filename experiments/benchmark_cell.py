@@ -208,7 +208,8 @@ class Federation:
 
     def _mark(self, number: int, spent: Spent) -> Reached:
         """One adapter for all, where all have the same."""
-        same = not self._row.ranks and self.simulation.view_of("").personal is None
+        view = self.simulation.view_of("")
+        same = not self._row.ranks and view.personal is None and view.bank is None
         names = [""] if same else self._devices
         return Reached(number, spent, {name: self.simulation.adapter_of(name) for name in names})
 

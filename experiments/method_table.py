@@ -16,6 +16,7 @@ import numpy as np
 
 from coordinator.rules import Rules
 from edge_client.adapters import Adapter, whole_layout
+from edge_client.banks import layout_of
 from edge_client.choosing import steepest
 from edge_client.participate import encoded
 from edge_client.session import settled, view_of
@@ -95,7 +96,7 @@ def run_of(row: Row, base: str = "smollm2-135m", **changes: Any) -> RunSpec:
 def facts(row: Row, base: Any) -> Facts:
     """Everything about a row that follows from it."""
     run, adapter = settled(run_of(row), base)
-    rules = Rules.of(run, adapter.layout(base))
+    rules = Rules.of(run, layout_of(run, adapter, base))
     sent = [_sent(run, adapter, base, rules, device, row.ranks) for device in range(DEVICES if row.ranks else 1)]
     numbers, up = (round(float(np.mean([each[i] for one in sent for each in one]))) for i in (0, 1))
     return Facts(

@@ -13,6 +13,7 @@ from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
 from edge_client import starts
 from edge_client.adapters import Adapter
+from edge_client.banks import fitting, initial_of, layout_of
 from edge_client.choosing import chosen
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained, batches
@@ -79,7 +80,7 @@ class Simulation:
         start: Source | None = None,
     ) -> None:
         self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
-        self.layout: Layout = self.adapter_row.layout(base)
+        self.layout: Layout = layout_of(self.run, self.adapter_row, base)
         self.method: Method = fitting_method(self.run, engine_class)
         self._load = functools.partial(_loaded, engine_class, base, max_memory, threads)
         self._base, self._ranks, self._engines = base, ranks or {}, dict[int | None, Any]()
@@ -101,7 +102,7 @@ class Simulation:
     @property
     def initial(self) -> Vector:
         """What computes as the base, float32 [layout.size]."""
-        return self.adapter_row.initial(self.layout, self.run.seed, self._base)
+        return initial_of(self.run, self.adapter_row, self._base)
 
     @property
     def found(self) -> Source:
@@ -202,9 +203,12 @@ class Simulation:
         return self._learned[device]
 
     def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
-        number, view, start = self.release.version + 1, self.view_of(device), self._start(device)
+        number = self.release.version + 1
         engine, seed = self.engine_of(device), batch_seed(self.run, device, number)
         first = next(batches(train, 1, self.method.batch, seed))
+        if self.view_of(device).bank is not None:
+            self._views[device] = fitting(self.view_of(device), f"{self.run.seed}/{device}", engine, self._state, first)
+        view, start = self.view_of(device), self._start(device)
         portion = chosen(view, view.portion(number, device), engine, start.adapter, first)
         fallen = 0.0 if view.rule is None or view.rule.density is None else self._fallen(device, start.adapter, train)
         key = start.directions.key(self.run.seed, number, device)

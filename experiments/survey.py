@@ -84,7 +84,7 @@ BASELINES: Mapping[str, Row] = {
 TERMS, AGGREGATED = "tests/edge_client/test_low_rank_terms.py", "tests/coordinator/test_individual_aggregators.py"
 PORTIONS, ZEROTH = "tests/experiments/test_portions.py", "tests/edge_client/test_zeroth_order.py"
 PROMPTS, SUBSPACE = "tests/edge_client/test_prompts.py", "tests/wire/test_subspace.py"
-SERVER = "tests/coordinator/test_aggregators.py"
+SERVER, BANKS = "tests/coordinator/test_aggregators.py", "tests/edge_client/test_banks.py"
 SURVEY: Mapping[str, Row] = {
     "fedit": _lora("2305.05644", "tests/coordinator/test_aggregators.py"),
     "ffa_lora": _lora("2403.12313", "tests/coordinator/test_products.py", tuned="B"),
@@ -111,6 +111,9 @@ SURVEY: Mapping[str, Row] = {
     "fedra": _lora("2311.11227", PORTIONS, {"portions": {"id": "random_layers", "layers": 15}}),
     "fedsa_lora": dataclasses.replace(_lora("2410.01463", TERMS, keeps="B"), family="LoRA, personal"),
     "dual_lora": dataclasses.replace(_lora("2406.07925", TERMS, keeps="pair"), family="LoRA, personal"),
+    "ifca": dataclasses.replace(
+        _lora("2006.04088", BANKS, {"portions": {"id": "bank", "names": ["first", "second"]}}), family="LoRA, several domains"
+    ),
     "fedprompt": _by_gradients("prompt", "2208.12268", PROMPTS, {"id": "prompt", "length": 16}, 1e-2),
     "fedbpt": Row("prompt", "2310.01467", SEARCH, tested="tests/edge_client/test_evolution.py"),
     "prefix": _by_gradients("prompt", "2101.00190", PROMPTS, {"id": "prefix", "length": 8}, 1e-2),
