@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,8 @@ from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
 from experiments.rows import ROWS
 from experiments.simulation import Sent, Simulation, Spent, spec_of
+from quantize.base_model import build
+from quantize.emulator import parse
 from wire import run_spec, spec
 from wire.delta import Vector
 from wire.errors import PayloadError, UserError
@@ -121,8 +125,14 @@ class Setting:
         engine: Any = spec.row_class(ENGINES, self.named.engine or usual)
         memory = None if engine.gradients else self.settings["max_memory"]
         ranks = {name: rank for name, rank in zip(devices, itertools.cycle(self.row.ranks), strict=False)}
+        held = self.emulator(base) if self.row.kept else bases.find(base)
         method = self.row.first if start is None else None
-        return Simulation(self.spec(len(devices), method), bases.find(base), engine, 1, memory, ranks, start)
+        return Simulation(self.spec(len(devices), method), held, engine, 1, memory, ranks, start)
+
+    def emulator(self, base: BaseRef) -> Any:
+        """The base without the layers that the row leaves out; its folder goes with this setting."""
+        self._folder = tempfile.TemporaryDirectory()
+        return build(base.model, base.format, Path(self._folder.name) / "emulator", keep=parse(self.row.kept))
 
     def spec(self, devices: int, instead: Plain | None = None) -> RunSpec:
         """The run of a federation of so many devices; `instead` of the row's method another."""
@@ -236,10 +246,16 @@ class Federation:
         return np.mean([measure(self._with(mark, name)) for name in mark.held], axis=0).tolist()
 
     def _with(self, mark: Reached, name: str) -> Any:
-        """An engine that computes as `name` does."""
-        engine = self.simulation.engine_of(name)
+        """An engine that computes as `name` does; of what was tuned on an emulator, one of the whole model."""
+        engine = self._whole if self._row.kept else self.simulation.engine_of(name)
         engine.write(mark.held[name])
         return engine
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        """Loaded after training, whose memory is measured."""
+        row, base = self.simulation.adapter_row, bases.find(BaseRef(self._settings["model"], self._settings["format"]))
+        return type(self.simulation.engine).load(base, row, row.layout(base), None, threads=1)
 
     def _own(self, last: Reached) -> dict[str, float]:
         shares, wanted = self._setting.shares, self._settings["own"]

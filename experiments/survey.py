@@ -21,8 +21,9 @@ Who = Literal["federation", "each alone", "all in one place", "nobody"]
 class Row:
     """`family` is the survey's. `method` is a table of a run's spec without its schedule (steps, batch, length); `run` has the
     other tables. `who` learns: a federation, or, to compare with, something simpler. `ranks`: of the devices in turn, where
-    they differ. `tested`: where its arithmetic is tested. `first`: the method of a stage before, which has half of the rounds,
-    and from whose release this one starts."""
+    they differ. `kept`: the layers of the emulator on which devices tune in the whole model's place. `tested`: where its
+    arithmetic is tested. `first`: the method of a stage before, which has half of the rounds, and from whose release this one
+    starts."""
 
     family: str
     paper: str
@@ -30,6 +31,7 @@ class Row:
     run: Plain = dataclasses.field(default_factory=dict)
     who: Who = "federation"
     ranks: tuple[int, ...] = ()
+    kept: str = ""
     tested: str = ""
     first: Plain | None = None
 
@@ -139,6 +141,10 @@ SURVEY: Mapping[str, Row] = {
     ),
     "chosen_layers": dataclasses.replace(
         _lora("2408.15600", "tests/edge_client/test_choosing.py", {"portions": {"id": "chosen", "layers": 8}}), family="selective"
+    ),
+    "fedbiot": Row(
+        "other: emulator", "2406.17706", LORA | {"adapter": TARGET | {"layers": 6}},
+        kept="0,3,6,9,12,15,18,21,24-29", tested="tests/quantize/test_emulator.py",
     ),
     "ferret": Row(
         "other: shared randomness", "2409.06277",
