@@ -19,6 +19,7 @@ from edge_client import bases
 from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
 from edge_client.participate import peak_rss_bytes
+from edge_client.starts import Source
 from experiments import answers, corpora, measures, pool, survey
 from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
@@ -117,25 +118,27 @@ class Setting:
         folder = self.settings["data"]
         return corpora.corpus(domain, self.settings["devices"], folder and Path(folder))
 
-    def simulation(self, devices: Sequence[str]) -> Simulation:
+    def simulation(self, devices: Sequence[str], start: Source | None = None) -> Simulation:
+        """The only stage; of a row with two, the first without a `start`, and the second with one."""
         base = BaseRef(self.settings["model"], self.settings["format"])
         usual = "toy" if base.model == bases.TOY else "onnx" if self.row.forward_only else "torch"
         engine: Any = spec.row_class(ENGINES, self.named.engine or usual)
         memory = None if engine.gradients else self.settings["max_memory"]
         ranks = {name: rank for name, rank in zip(devices, itertools.cycle(self.row.ranks), strict=False)}
         held = self.emulator(base) if self.row.kept else bases.find(base)
-        return Simulation(self.spec(len(devices)), held, engine, 1, memory, ranks)
+        method = self.row.first if start is None else None
+        return Simulation(self.spec(len(devices), method), held, engine, 1, memory, ranks, start)
 
     def emulator(self, base: BaseRef) -> Any:
         """The base without the layers that the row leaves out; its folder goes with this setting."""
         self._folder = tempfile.TemporaryDirectory()
         return build(base.model, base.format, Path(self._folder.name) / "emulator", keep=parse(self.row.kept))
 
-    def spec(self, devices: int) -> RunSpec:
-        """The run of a federation of so many devices."""
+    def spec(self, devices: int, instead: Plain | None = None) -> RunSpec:
+        """The run of a federation of so many devices; `instead` of the row's method another."""
         base = BaseRef(self.settings["model"], self.settings["format"])
         schedule = self.settings["losses" if self.row.forward_only else "gradients"]
-        method = schedule | {"sequence_length": self.settings["length"]} | self.row.method
+        method = schedule | {"sequence_length": self.settings["length"]} | (instead or self.row.method)
         if "learning_rate" in method:
             method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
         if self.row.who == "all in one place":
@@ -162,6 +165,8 @@ class Federation:
         rounds = 0 if self._row.who == "nobody" else self._settings["rounds"]
         for number in range(1, rounds + 1):
             tell(f"{said}, seed {self._setting.cell.seed}: round {number} of {rounds}")
+            if self._row.first and number == 1 + rounds // 2:
+                marks = self._second_stage()
             try:
                 cost, memory, inexact = self._round(train)
             except (
@@ -175,6 +180,12 @@ class Federation:
                 marks.append(self._mark(number, spent))
         tell(f"{said}, seed {self._setting.cell.seed}: measuring")
         return dataclasses.replace(self._found(marks, peak, refused), errors=errors)
+
+    def _second_stage(self) -> list[Reached]:
+        """Go on from the first stage's release. What was marked before is of another layout, which is no longer in memory: of
+        all that the base is left."""
+        self.simulation = self._setting.simulation(self._devices, self.simulation.found)
+        return [Reached(0, Spent(), {"": self.simulation.initial})]
 
     def sent(self, device: str) -> Sent:
         """What a device sends that trains from the newest release; its text is read once."""

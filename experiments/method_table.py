@@ -283,8 +283,12 @@ of 4 sequences, beside 1.3 MB a round of float32 update; and 879 MB at the devic
 The held-out loss after it was 4.6666 against 4.6659.
 
 `ecolora_adaptive` sends, of the segment whose turn it is, a share least + (most - least) · exp(-speed · d) of A's entries and
-another of B's. EcoLoRA takes d from the loss that the server knows; here it is how far the device's own held-out loss has fallen
-since its first round, so that nothing new travels. B up is that of d = 0, the most.
+another of B's, where d is how far the device's own held-out loss has fallen since its first round, so that nothing new travels.
+B up is that of d = 0, the most.
+
+`slora` is SLoRA's two stages, two runs: half of the rounds tune `entries` of the weights, which send what their row says, and
+the other half LoRA's factors, which send what is said here, from the leading directions of what the entries came to (`edgetune
+run create --start-from`). Which entries follows from a seed, so that no mask travels.
 
 `fedhds` is FedHDS's selection within a client: when a device first takes part in a run it passes every training sequence
 through the base once, takes the mean over tokens of what enters the first layer and leaves each (every layer's at length 1),

@@ -11,6 +11,7 @@ from typing import Any
 from coordinator import exactness, ingest, publish
 from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
+from edge_client import starts
 from edge_client.adapters import Adapter
 from edge_client.banks import fitting, initial_of, layout_of
 from edge_client.choosing import chosen
@@ -19,6 +20,7 @@ from edge_client.methods import Draw, Method, Trained, batches
 from edge_client.participate import encoded
 from edge_client.selection import selected
 from edge_client.session import batch_seed, fitting_method, settled, view_of
+from edge_client.starts import Source
 from edge_client.view import View
 from wire import spec
 from wire.codecs import State
@@ -64,7 +66,8 @@ class Published:
 
 class Simulation:
     """One run. `devices` hold tokenized text; all of them take part in every round. `ranks` are of devices that tune less than
-    the run's, where it lets them choose: an engine for each rank, over one base in memory."""
+    the run's, where it lets them choose: an engine for each rank, over one base in memory. With a `start` it begins at another
+    run's release."""
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Simulation:
         threads: int,
         max_memory: int | None,
         ranks: Mapping[str, int] | None = None,
+        start: Source | None = None,
     ) -> None:
         self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
         self.layout: Layout = layout_of(self.run, self.adapter_row, base)
@@ -85,12 +89,25 @@ class Simulation:
         self._first_losses: dict[str, float] = {}
         self._learned: dict[str, list[Tokens]] = {}
         self.engine = self.engine_of("")
-        self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
-        first = initial_of(self.run, self.adapter_row, base)
+        first = self.initial
+        if start is not None:
+            first, _ = starts.begun(start, self.adapter_row, base, self.layout, self.run.seed)
+            self.run = dataclasses.replace(self.run, start=spec.bytes_digest(publish.as_bytes(first)))
+        self.rules = Rules.of(self.run, self.layout)
         self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
+
+    @property
+    def initial(self) -> Vector:
+        """What computes as the base, float32 [layout.size]."""
+        return initial_of(self.run, self.adapter_row, self._base)
+
+    @property
+    def found(self) -> Source:
+        """The newest release, for another run to start from."""
+        return starts.of_release(self.run.name, self.adapter_row, self._base, self.adapter)
 
     @property
     def adapter(self) -> Vector:

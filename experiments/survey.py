@@ -22,7 +22,8 @@ class Row:
     """`family` is the survey's. `method` is a table of a run's spec without its schedule (steps, batch, length); `run` has the
     other tables. `who` learns: a federation, or, to compare with, something simpler. `ranks`: of the devices in turn, where
     they differ. `kept`: the layers of the emulator on which devices tune in the whole model's place. `tested`: where its
-    arithmetic is tested."""
+    arithmetic is tested. `first`: the method of a stage before, which has half of the rounds, and from whose release this one
+    starts."""
 
     family: str
     paper: str
@@ -32,6 +33,7 @@ class Row:
     ranks: tuple[int, ...] = ()
     kept: str = ""
     tested: str = ""
+    first: Plain | None = None
 
     @property
     def forward_only(self) -> bool:
@@ -126,6 +128,9 @@ SURVEY: Mapping[str, Row] = {
     ),
     "entries": _by_gradients(
         "selective", "2308.06522", "tests/edge_client/test_entries.py", {"id": "entries", "density": 0.01}, 1e-3
+    ),
+    "slora": dataclasses.replace(
+        _lora("2308.06522", "tests/edge_client/test_starts.py"), first=LORA | {"adapter": {"id": "entries", "density": 0.01}}
     ),
     "norm_fit": _by_gradients("selective", "2210.01708", "tests/edge_client/test_torch_engine.py", {"id": "norms"}, 1e-2),
     "last_layers": _by_gradients(

@@ -79,6 +79,19 @@ def test_devices_of_one_kind_of_text_come_to_share_a_bank_and_learn_what_one_ada
     assert all(many[who] < one[who] - 0.2 for who in TEXTS)
 
 
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_kinds_of_text_come_apart_where_they_did_not_begin_in_the_same_banks(seed: int) -> None:
+    simulation = federation(seed=seed)
+    simulation.round(texts(simulation))
+    began = {who: str(bank_of(simulation, who)) for who in TEXTS}
+    for _ in range(8):
+        simulation.round(texts(simulation))
+    now = {who: bank_of(simulation, who) for who in TEXTS}
+    apart = now["anna"] == now["cleo"] != now["ben"] == now["dora"]
+    assert apart or sorted([began["anna"], began["cleo"]]) == sorted([began["ben"], began["dora"]])
+    assert not (apart and len(set(began.values())) == 1), "a bank that nobody begins with stays as the base"
+
+
 def test_an_update_moves_its_bank_alone_and_by_the_mean_of_the_devices_that_chose_it() -> None:
     simulation = federation()
     before = simulation.adapter
