@@ -13,8 +13,9 @@ SCHEDULES ?= 1000
 FAULTS ?=
 FUZZ ?=
 BANDWIDTH ?=
+EXPORTS ?=
 
-.PHONY: help demo test fuzz fuzz-guided simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth clean
+.PHONY: help demo test fuzz fuzz-guided simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth exports clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -94,6 +95,9 @@ bench-codecs: $(VENV)/ready  ## encoding, and decoding into the sum, against a f
 
 bandwidth: $(VENV)/ready  ## federations behind slow links: loss against bytes and time (BANDWIDTH="--preset small"); goes on where it was
 	$(RUN) -m edgetune experiment bandwidth --out bandwidth-out $(BANDWIDTH)
+
+exports: $(VENV)/ready  ## every adapter taken home from a real model, and loaded by what knows nothing of edgetune (EXPORTS="--only norms")
+	$(RUN) -m tests.e2e.exports $(EXPORTS)
 
 bench-factors: $(VENV)/ready  ## aggregators that multiply devices' factors, against whole matrices
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.factor_aggregation

@@ -8,10 +8,11 @@ import numpy as np
 
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer, Sum
 from wire import portion_rules, portions, scalars, spec, split
+from wire.banks import banks
 from wire.codecs.chain import Chain
 from wire.delta import HISTORY, Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, SpecError
-from wire.portion_rules import PORTIONS, Rule
+from wire.portion_rules import PORTIONS, Bank, Rule
 from wire.portions import Part
 from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
@@ -59,6 +60,8 @@ class Rules:
             )
         if made.portions is None and any(tensor.role in HISTORY for tensor in layout.tensors):
             raise SpecError('portions: a layout with history needs them, at least [portions] id = "tuned"')
+        if (made.portions.names if isinstance(made.portions, Bank) else ()) != tuple(banks(layout)):
+            raise SpecError('portions: the layout has other banks than [portions] id = "bank" names')
         if made.codec is None and made.downlink:
             raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
         if made.codec is None and spec.plain(optimizer) != PLAIN_STEP:

@@ -32,6 +32,7 @@ examples:
   edgetune client join --coordinator 192.0.2.7:7443 --data notes.jsonl
   edgetune client enroll edgetune://fl.example.org:7444/…
   edgetune client join --data chat.jsonl --run speeches --name laptop --max-memory 2G
+  edgetune client join --data cases.jsonl --run offices --domain law
   edgetune client generate --run speeches "What news?"
   edgetune client export --run speeches --to peft mine
   edgetune client status
@@ -101,6 +102,9 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record-deltas", type=Path, metavar="DIR", help="write each round's delta there, too, as safetensors"
     )
+    parser.add_argument(
+        "--domain", metavar="NAME", help="the bank that this text belongs to, in runs of several; default: by its loss"
+    )
     parser.add_argument("--middle", metavar="HOST:PORT", help="split learning: who runs `edgetune middle`")
     _rank_argument(parser)
     _state_arguments(parser)
@@ -115,6 +119,7 @@ def _taken_arguments(parser: argparse.ArgumentParser) -> None:
     """Which adapter: a run's, of a release, as this device has it."""
     _coordinator_argument(parser)
     parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter it is")
+    parser.add_argument("--domain", metavar="NAME", help="which of its adapters, where it has banks")
     _state_arguments(parser)
     _rank_argument(parser)
     parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
@@ -256,7 +261,9 @@ def _join(args: argparse.Namespace) -> int:
     state = DeviceState(args.state or state_folder(args.name), args.name)
     helper = _helper(args, state.folder) if args.middle else None
     engine = "split" if args.middle and args.engine == "auto" else args.engine
-    device = Device(args.data, engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank, helper)
+    device = Device(
+        args.data, engine, args.base, args.max_memory, args.threads, args.record_deltas, args.rank, helper, args.domain
+    )
     try:
         with _progress(args.json) as tell, _connection(args, state.folder, tell) as connection:
             participate(connection, Session(device, examples, state), state, tuple(args.run), args.stay, tell)
@@ -326,6 +333,7 @@ def _leave(args: argparse.Namespace) -> int:
 def _taken(args: argparse.Namespace) -> tuple[RunSpec, int, Base, Taken]:
     """A run, the version of a release, its base, and what this device computes with of it."""
     from edge_client import bases
+    from edge_client.banks import initial_of
     from edge_client.releases import Releases
     from edge_client.session import methods
     from edge_client.taken import taken
@@ -334,8 +342,8 @@ def _taken(args: argparse.Namespace) -> tuple[RunSpec, int, Base, Taken]:
     with _connection(args, folder) as connection:
         run, layout = connection.describe(args.run)
         base, row = bases.find(run.base, args.base), methods(run)[0].tunes()
-        held = Releases().fetch(connection, run, layout, row.initial(layout, run.seed, base), args.release)
-    return run, held.release.version, base, taken(run, row, base, held.trajectory, folder, args.rank)
+        held = Releases().fetch(connection, run, layout, initial_of(run, row, base), args.release)
+    return run, held.release.version, base, taken(run, row, base, held.trajectory, folder, args.rank, args.domain)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from typing import Any
 
 from edge_client import recording
+from edge_client.banks import fitting
 from edge_client.calls import Tell
 from edge_client.choosing import chosen
 from edge_client.engines import Engine, Tokens
@@ -94,6 +96,7 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
     state.saw(held.release)
+    work = _of_its_bank(state, work, task, held, tell)
     start = work.view.enter(held.trajectory, state.own(work.run, work.own))
     weights = _weighed(state, work, task, start)
     before = _held_out_loss(work.engine, fused(work.view, start.adapter, weights), work.held_out)
@@ -112,6 +115,16 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept, fallen)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
     return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
+
+
+def _of_its_bank(state: DeviceState, work: Work, task: Task, held: Held, tell: Tell) -> Work:
+    """The work with the bank that fits what the device trains on, where the run has several and nobody named one."""
+    if work.view.bank is None or work.domain is not None:
+        return work
+    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    view = fitting(work.view, f"{work.run.seed}/{state.device}", work.engine, held.trajectory, batch)
+    tell("bank", {"run": task.run, "round": task.round, "bank": view.bank_name})
+    return dataclasses.replace(work, view=view)
 
 
 def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:

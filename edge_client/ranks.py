@@ -7,11 +7,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from edge_client.adapters import Adapter, Base, whole_layout
+from edge_client.banks import rule_of
 from edge_client.methods import Method
 from edge_client.view import fitting_rank, full_rank
-from wire import spec
 from wire.errors import MachineError
-from wire.portion_rules import PORTIONS, Rule
 from wire.run_spec import RunSpec
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 def affordable_rank(run: RunSpec, method: Method, base: Base, limit: int | None) -> int | None:
     """The largest rank, from the run's least to its own, at which gradient steps fit into `limit` bytes; the least where none
     does. None where all devices have one rank, for a base too small to plan, and without a limit."""
-    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    rule = rule_of(run)
     if rule is None or rule.least_rank is None or limit is None:
         return None
     from quantize import QuantizedBase  # needed here alone: clients on small machines count megabytes
@@ -47,6 +46,6 @@ def _fits(row: Adapter, method: Method, base: QuantizedBase, limit: int) -> bool
 
 def rank_here(run: RunSpec, method: Method, base: Base, wanted: int | None, limit: int | None) -> int | None:
     """A device's rank: the one it was told, else what its memory allows; None for the run's."""
-    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    rule = rule_of(run)
     rank = affordable_rank(run, method, base, limit) if wanted is None else wanted
     return fitting_rank(rule, rank, full_rank(method.tunes().layout(base)))

@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
+from edge_client.banks import initial_of, layout_of, named, names_of, rule_of
 from edge_client.data import Example
 from edge_client.engines import BROUGHT_BY, ENGINES, Tokens
 from edge_client.methods import METHODS, Method
@@ -23,11 +24,11 @@ from edge_client.selection import selected
 from edge_client.transport import Connection
 from edge_client.view import View, fitting_rank, full_rank
 from wire import spec
+from wire.banks import banks
 from wire.codecs.chain import Chain
 from wire.delta import HISTORY, Layout, Vector, layer_number
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.messages import Task
-from wire.portion_rules import PORTIONS, Rule
 from wire.run_spec import RunSpec, check_mode
 
 
@@ -35,7 +36,7 @@ from wire.run_spec import RunSpec, check_mode
 class Device:
     """What the person who started the client chose. `max_memory` in bytes, None for no limit; `record`: where deltas are
     written besides; `rank`: the largest rank that it tunes, in runs that let devices choose; `helper`: who computes the middle
-    layers for the split engine."""
+    layers for the split engine; `domain`: the bank that its text belongs to, in runs that have several."""
 
     data: Path
     engine: str = "auto"
@@ -45,6 +46,7 @@ class Device:
     record: Path | None = None
     rank: int | None = None
     helper: Helper | None = None
+    domain: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +66,7 @@ class Work:
     examples: int
     record: Path | None = None
     own: Vector = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    domain: str | None = None
 
     @property
     def layout(self) -> Layout:
@@ -109,10 +112,11 @@ class Session:
         train, held_out = data.split(list(self._examples), run.evaluation.fraction, run.seed)
         base = bases.find(run.base, self._device.base)
         adapter = method.tunes()
-        if adapter.layout(base).digest != layout.digest:
+        if layout_of(run, adapter, base).digest != layout.digest:
             raise Refused(Reason.WRONG_LAYOUT, "the run's layout is not what its method makes of its base")
         rank = rank_here(run, method, base, self._device.rank, self._device.max_memory)
         view = view_of(run, adapter, base, rank)
+        view = view if self._device.domain is None else named(run, view, self._device.domain)
         adapter = adapter if view.rank is None else adapter.narrowed(view.rank)
         engine = self._engine(chosen, base, adapter, view.layout)
         length = method.sequence_length
@@ -122,13 +126,14 @@ class Session:
             raise DataError(
                 f"{self._device.data}: nothing to learn is left within the run's {length} tokens a sequence"
             )
-        initial = method.tunes().initial(layout, run.seed, base)
+        initial = initial_of(run, method.tunes(), base)
         own = view.own(first)
         learned = selected(engine, first, training, run.selection)
         texts = (learned, measured, len(train) if run.selection is None else len(learned))
         return Work(
-            run, view, run.chain(), method, engine, self._releases, initial, *texts, record=self._device.record, own=own
-        )
+            run, view, run.chain(), method, engine, self._releases, initial, *texts,
+            record=self._device.record, own=own, domain=self._device.domain,
+        )  # fmt: skip
 
     def _engine(self, chosen: Any, base: Base, adapter: Adapter, layout: Layout) -> Any:
         key = (base.identity, adapter)
@@ -142,12 +147,11 @@ class Session:
 
 
 def view_of(run: RunSpec, adapter: Adapter, base: Base, rank: int | None) -> View:
-    """A run's layout as a device sees it that would tune `rank` at the most (None: all)."""
-    shared = adapter.layout(base)
-    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    """A run's layout as a device sees it that would tune `rank` at the most (None: all); of banks the first."""
+    shared, rule = layout_of(run, adapter, base), rule_of(run)
     wanted = fitting_rank(rule, rank, full_rank(shared))
     narrowed = adapter if wanted is None else adapter.narrowed(wanted)
-    return View(shared, rule, wanted, narrowed.personal(base))
+    return View(shared, rule, wanted, narrowed.personal(base), next(iter(banks(shared).values()), None))
 
 
 GRADIENT_BYTES = 800 << 20
@@ -219,6 +223,10 @@ def settled(wanted: RunSpec, base: Base) -> tuple[RunSpec, Adapter]:
         directions=directions[0] if directions else None,
         codec=wanted.codec if any(row.deltas for row in rows) else None,
     )
+    if names_of(changed) and adapter.personal(base) is not None:
+        raise SpecError(
+            "portions: a run of banks has no personal tensors: the bank that fits is what a device has of its own"
+        )
     check_mode(changed)
     return changed, adapter
 

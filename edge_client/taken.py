@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from edge_client.adapters import Adapter, Base
+from edge_client.banks import of_domain
 from edge_client.fusion import fused
 from edge_client.session import view_of
 from edge_client.state import DeviceState
@@ -24,12 +25,21 @@ class Taken:
     vector: Vector
 
 
-def taken(run: RunSpec, row: Adapter, base: Base, release: Trajectory, folder: Path, rank: int | None = None) -> Taken:
+def taken(
+    run: RunSpec,
+    row: Adapter,
+    base: Base,
+    release: Trajectory,
+    folder: Path,
+    rank: int | None = None,
+    domain: str | None = None,
+) -> Taken:
     """A release for a device whose state is in `folder`; that is opened only where a run leaves devices something of their own.
+    Of a run of banks, that of `domain`.
 
-    Raises UserError where this device has nothing of its own yet.
+    Raises UserError where this device has nothing of its own yet, and for a bank that there is not.
     """
-    view = view_of(run, row, base, rank)
+    view = of_domain(run, view_of(run, row, base, rank), domain)
     row = row if view.rank is None else row.narrowed(view.rank)
     if view.personal is None:
         return Taken(row, view.layout, view.enter(release, release.adapter[:0]).adapter)

@@ -11,10 +11,11 @@ import functools
 
 import numpy as np
 
+from wire.banks import banks, unmarked
 from wire.codecs import State
 from wire.codecs.chain import Chain
 from wire.delta import RANK_AXES, Delta, Layout, Vector
-from wire.portion_rules import Rule, tunable
+from wire.portion_rules import Bank, Rule, tunable
 from wire.portions import Part, Portion
 from wire.scalars import Trajectory
 
@@ -24,22 +25,35 @@ REST = "rest"
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """`shared` is the run's layout, `personal` the layout of what is the device's own; `rank` None where it is the run's."""
+    """`shared` is the run's layout, `personal` the layout of what is the device's own; `rank` None where it is the run's; `bank`
+    the places of the one adapter that it computes with, where a run has several."""
 
     shared: Layout
     rule: Rule | None = None
     rank: int | None = None
     personal: Layout | None = None
+    bank: tuple[int, ...] | None = None
+
+    def of(self, bank: tuple[int, ...]) -> View:
+        """The same with another bank."""
+        return dataclasses.replace(self, bank=bank)
+
+    @property
+    def bank_name(self) -> str | None:
+        """Of the bank that it computes with."""
+        return next((name for name, places in banks(self.shared).items() if places == self.bank), None)
 
     @functools.cached_property
     def layout(self) -> Layout:
         """The engine's."""
         shared = self.shared if self._narrow is None else self._narrow.layout(self.shared)
+        shared = shared if self.bank is None else unmarked(shared)
         return shared if self.personal is None else Layout(shared.tensors + self.personal.tensors)
 
     @property
     def _narrow(self) -> Portion | None:
-        return None if self.rank is None else Portion(tuple(range(len(self.shared.tensors))), self.rank)
+        every = tuple(range(len(self.shared.tensors)))
+        return None if self.rank is None and self.bank is None else Portion(self.bank or every, self.rank)
 
     @property
     def own_size(self) -> int:
@@ -62,8 +76,9 @@ class View:
         if self.rule is None:
             return None
         most = self.rule.most(self.shared, number, device)
+        chosen = self.rule.within(self.bank or (), self.shared) if isinstance(self.rule, Bank) else most.chosen
         ranks = [rank for rank in (most.rank, self.rank) if rank is not None]
-        return Portion(most.chosen, min(ranks, default=None))
+        return Portion(chosen, min(ranks, default=None))
 
     @property
     def chooses(self) -> bool:
@@ -72,7 +87,7 @@ class View:
 
     def tuned(self, portion: Portion | None) -> tuple[int, ...] | None:
         """The engine's tensors that are tuned when `portion` is to be sent; None for all that can be."""
-        if portion is None or self.rule is None:
+        if portion is None or self.rule is None or self.bank is not None:
             return None
         shared = tunable(self.shared) if self.rule.rest else portion.chosen
         return (*shared, *range(len(self.shared.tensors), len(self.layout.tensors)))

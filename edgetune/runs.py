@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from coordinator.rules import Rules
 from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
+from edge_client.banks import initial_of, layout_of, names_of, of_domain
 from edge_client.releases import Releases
-from edge_client.session import methods, settled
+from edge_client.session import methods, settled, view_of
 from edge_client.starts import Source
 from edge_client.taken import shared_alone
 from edge_client.transport import Connection
@@ -113,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="an adapter folder, a whole model, or (bottleneck adapters) a folder with a loader of its own",
     )
+    export.add_argument("--domain", metavar="NAME", help="which of the run's adapters, where it has banks")
     export.add_argument("--onto", type=Path, metavar="DIR", help="the whole model, for a run that tuned its emulator")
     export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
     export.add_argument(
@@ -154,10 +157,10 @@ def create(
     """
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
-    layout = adapter.layout(base)
-    initial = adapter.initial(layout, named.seed, base)
+    layout, initial = layout_of(named, adapter, base), initial_of(named, adapter, base)
     if start_from is not None:
-        initial = _begun(_source(connection, start_from, adapter, base), named, adapter, base, layout)
+        one = _begun(_source(connection, start_from, adapter, base), named, adapter, base, adapter.layout(base))
+        initial = np.tile(one, layout.size // one.size)  # every bank begins there
         named = dataclasses.replace(named, start=spec.bytes_digest(memoryview(initial.astype("<f4").data).cast("B")))
     Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
     return connection.create_run(named, layout, initial)
@@ -174,6 +177,8 @@ def _source(connection: Connection, named: str, adapter: Adapter, base: Base) ->
     if described.base.digest != base.identity:
         theirs = f"{described.base.digest[:12]}… ({described.base.model}, {described.base.format})"
         raise UserError(f"--start-from {named}: it tunes base {theirs}, and this run {base.identity[:12]}…")
+    if several := names_of(described):
+        raise UserError(f"--start-from {named}: it has the banks {', '.join(several)}; export one, and give its folder")
     row = methods(described)[0].tunes()
     first, version = row.initial(layout, described.seed, base), None if found[2] is None else int(found[2])
     held = Releases().fetch(connection, described, layout, first, version)
@@ -301,12 +306,14 @@ def _export(args: argparse.Namespace) -> int:
     with devices.connection(args) as connection:
         described, layout = connection.describe(args.run)
         base, row = bases.find(described.base, args.base), methods(described)[0].tunes()
-        held = Releases().fetch(connection, described, layout, row.initial(layout, described.seed, base), args.release)
+        held = Releases().fetch(connection, described, layout, initial_of(described, row, base), args.release)
     alone = shared_alone(row, base)
     release = held.release
+    view = of_domain(described, view_of(described, alone, base, None), args.domain)
+    layout, vector = view.layout, view.enter(held.trajectory, held.trajectory.adapter[:0]).adapter
     write = {"peft": export.to_peft, "merged": export.to_merged, "torch": export.to_torch}[args.to]
     base, layout = (base, layout) if args.onto is None else _onto(base, alone, layout, args.onto)
-    write(base, alone.placement(base), layout, held.trajectory.adapter, args.out)
+    write(base, alone.placement(base), layout, vector, args.out)
     shown = {"run": args.run, "release": release.version, "digest": release.digest, "to": args.to, "out": str(args.out)}
     lacking = (
         "" if alone == row else "; what each device has of its own is not in it: `edgetune client export` writes that"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +19,15 @@ from edge_client import bases
 from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
 from edge_client.participate import peak_rss_bytes
+from edge_client.starts import Source
 from experiments import answers, corpora, measures, pool, survey
 from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
 from experiments.rows import ROWS
 from experiments.simulation import Sent, Simulation, Spent, spec_of
+from quantize.base_model import build
+from quantize.emulator import parse
 from wire import run_spec, spec
 from wire.delta import Vector
 from wire.errors import PayloadError, UserError
@@ -113,19 +118,27 @@ class Setting:
         folder = self.settings["data"]
         return corpora.corpus(domain, self.settings["devices"], folder and Path(folder))
 
-    def simulation(self, devices: Sequence[str]) -> Simulation:
+    def simulation(self, devices: Sequence[str], start: Source | None = None) -> Simulation:
+        """The only stage; of a row with two, the first without a `start`, and the second with one."""
         base = BaseRef(self.settings["model"], self.settings["format"])
         usual = "toy" if base.model == bases.TOY else "onnx" if self.row.forward_only else "torch"
         engine: Any = spec.row_class(ENGINES, self.named.engine or usual)
         memory = None if engine.gradients else self.settings["max_memory"]
         ranks = {name: rank for name, rank in zip(devices, itertools.cycle(self.row.ranks), strict=False)}
-        return Simulation(self.spec(len(devices)), bases.find(base), engine, 1, memory, ranks)
+        held = self.emulator(base) if self.row.kept else bases.find(base)
+        method = self.row.first if start is None else None
+        return Simulation(self.spec(len(devices), method), held, engine, 1, memory, ranks, start)
 
-    def spec(self, devices: int) -> RunSpec:
-        """The run of a federation of so many devices."""
+    def emulator(self, base: BaseRef) -> Any:
+        """The base without the layers that the row leaves out; its folder goes with this setting."""
+        self._folder = tempfile.TemporaryDirectory()
+        return build(base.model, base.format, Path(self._folder.name) / "emulator", keep=parse(self.row.kept))
+
+    def spec(self, devices: int, instead: Plain | None = None) -> RunSpec:
+        """The run of a federation of so many devices; `instead` of the row's method another."""
         base = BaseRef(self.settings["model"], self.settings["format"])
         schedule = self.settings["losses" if self.row.forward_only else "gradients"]
-        method = schedule | {"sequence_length": self.settings["length"]} | self.row.method
+        method = schedule | {"sequence_length": self.settings["length"]} | (instead or self.row.method)
         if "learning_rate" in method:
             method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
         if self.row.who == "all in one place":
@@ -152,6 +165,8 @@ class Federation:
         rounds = 0 if self._row.who == "nobody" else self._settings["rounds"]
         for number in range(1, rounds + 1):
             tell(f"{said}, seed {self._setting.cell.seed}: round {number} of {rounds}")
+            if self._row.first and number == 1 + rounds // 2:
+                marks = self._second_stage()
             try:
                 cost, memory, inexact = self._round(train)
             except (
@@ -165,6 +180,12 @@ class Federation:
                 marks.append(self._mark(number, spent))
         tell(f"{said}, seed {self._setting.cell.seed}: measuring")
         return dataclasses.replace(self._found(marks, peak, refused), errors=errors)
+
+    def _second_stage(self) -> list[Reached]:
+        """Go on from the first stage's release. What was marked before is of another layout, which is no longer in memory: of
+        all that the base is left."""
+        self.simulation = self._setting.simulation(self._devices, self.simulation.found)
+        return [Reached(0, Spent(), {"": self.simulation.initial})]
 
     def sent(self, device: str) -> Sent:
         """What a device sends that trains from the newest release; its text is read once."""
@@ -197,7 +218,8 @@ class Federation:
 
     def _mark(self, number: int, spent: Spent) -> Reached:
         """One adapter for all, where all have the same."""
-        same = not self._row.ranks and self.simulation.view_of("").personal is None
+        view = self.simulation.view_of("")
+        same = not self._row.ranks and view.personal is None and view.bank is None
         names = [""] if same else self._devices
         return Reached(number, spent, {name: self.simulation.adapter_of(name) for name in names})
 
@@ -224,10 +246,16 @@ class Federation:
         return np.mean([measure(self._with(mark, name)) for name in mark.held], axis=0).tolist()
 
     def _with(self, mark: Reached, name: str) -> Any:
-        """An engine that computes as `name` does."""
-        engine = self.simulation.engine_of(name)
+        """An engine that computes as `name` does; of what was tuned on an emulator, one of the whole model."""
+        engine = self._whole if self._row.kept else self.simulation.engine_of(name)
         engine.write(mark.held[name])
         return engine
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        """Loaded after training, whose memory is measured."""
+        row, base = self.simulation.adapter_row, bases.find(BaseRef(self._settings["model"], self._settings["format"]))
+        return type(self.simulation.engine).load(base, row, row.layout(base), None, threads=1)
 
     def _own(self, last: Reached) -> dict[str, float]:
         shares, wanted = self._setting.shares, self._settings["own"]

@@ -186,7 +186,7 @@ def _mean(values: Sequence[float | None]) -> Any:
 
 
 HEAD: Mapping[str, tuple[str, str]] = {
-    "row": ("method", ""), "place": ("domain/partition", ""), "family": ("family", ""), "seeds": ("seeds", ""),
+    "row": ("method", ""), "family": ("family", ""), "seeds": ("seeds", ""),
     "parameters": ("parameters", ",d"), "loss": ("loss", ".4f"), "loss_deviation": ("± seeds", ".4f"),
     "gap_closed": ("gap closed", ".0%"), "accuracy": ("accuracy", ".0%"), "exact": ("exact match", ".0%"),
     "rouge_l": ("ROUGE-L", ".3f"), "forgotten": ("forgotten", "+.4f"),
@@ -203,8 +203,11 @@ HEAD: Mapping[str, tuple[str, str]] = {
 """Field of a line -> (what a person reads above it, format)."""
 
 
-def _said(line: Plain) -> list[str]:
-    return ["–" if line[key] is None else format(line[key], how) for key, (_, how) in HEAD.items()]
+def _table(lines: Sequence[Plain]) -> str:
+    """Of a place: the figures that any line has."""
+    known = {key: how for key, how in HEAD.items() if any(line[key] is not None for line in lines)}
+    rows = [["–" if line[key] is None else format(line[key], how) for key, (_, how) in known.items()] for line in lines]
+    return pages.table([name for name, _ in known.values()], rows)
 
 
 def shown(line: Plain) -> str:
@@ -232,16 +235,19 @@ def write(report: Plain, folder: Path) -> None:
 
 
 def page(report: Plain, drawn: Mapping[str, Sequence[Path]]) -> str:
-    settings = report["settings"]
+    settings, cells = report["settings"], report["cells"]
+    hours = sum(cell["processor_s"] for cell in cells) / 3600
     says = (
         f"{settings['devices']} devices, {settings['rounds']} rounds, {settings['model']} in {settings['format']}, sequences"
-        f" of {settings['length']} tokens. <em>base</em>: nobody learns; <em>local</em>: each device alone; <em>pooled</em>: all"
-        f" text in one place. The target is {report['target_share']:.0%} of what pooled gains. Losses in nats a target on"
-        f" held-out text; exact match and ROUGE-L are of {settings['answers']} generated answers; B are of a device and round, MB"
-        " of all; seconds are processor seconds of training, of all devices; peak memory is the whole process's. Filled marks are"
-        " on the Pareto front: nothing is better and cheaper."
+        f" of {settings['length']} tokens; {len(cells)} cells took {hours:.2f} processor hours. <em>base</em>: nobody learns;"
+        " <em>local</em>: each device alone; <em>pooled</em>: all text in one place. The target is"
+        f" {report['target_share']:.0%} of what pooled gains. Losses in nats a target on held-out text; exact match and ROUGE-L,"
+        f" where they are, of {settings['answers']} generated answers; B are of a device and round, MB of all; seconds are"
+        " processor seconds of training, of all devices; peak memory is the whole process's. Filled marks are on the Pareto"
+        " front: nothing is better and cheaper."
     )
-    rows = [_said(line) for line in report["lines"]]
-    body = f"<p>{says}</p>{pages.table([name for name, _ in HEAD.values()], rows)}"
-    body += "".join(f"<h2>{place}</h2>" + "".join(map(pages.image, paths)) for place, paths in drawn.items())
-    return pages.page("The survey's methods beside each other", body, settings, report["cells"][0]["machine"])
+    body = f"<p>{says}</p>"
+    for place, paths in drawn.items():
+        lines = [line for line in report["lines"] if line["place"] == place]
+        body += f"<h2>{place}</h2>" + _table(lines) + "".join(map(pages.image, paths))
+    return pages.page("The survey's methods beside each other", body, settings, cells[0]["machine"])

@@ -17,7 +17,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1150px; ma
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #ddd } th { vertical-align: bottom }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } img { max-width: 100% } pre { overflow: auto; font-size: 12px }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto } td:first-child, th:first-child { position: sticky; left: 0; background: #fff }
 """
 
 

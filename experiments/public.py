@@ -29,8 +29,10 @@ examples:
   edgetune experiment public ./mine --tasks medicine math --chat
   edgetune experiment public ./mine --tasks ours --include ./tasks                          lm-eval's YAML files of your own
 
-A domain stands for its tasks: {"; ".join(f"{domain}: {', '.join(names)}" for domain, names in BENCHMARKS.items())}.
-lm-eval fetches a task's data from the hub when it is first asked for; only adapters that are exported are measured.
+A domain stands for its tasks:
+{chr(10).join(f"  {domain:<9} {', '.join(names)}" for domain, names in BENCHMARKS.items())}
+
+lm-eval fetches a task's data from the hub when it is first asked for.
 """
 
 

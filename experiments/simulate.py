@@ -84,6 +84,10 @@ def _said(found: Plain) -> str:
 def _cell(args: argparse.Namespace) -> Cell:
     """Raises UserError for what there is not."""
     cells.checked([args.method], survey.SURVEY, "--method")
+    if survey.SURVEY[args.method].first is not None:
+        raise UserError(
+            f"--method {args.method} is two runs, one after the other: `edgetune experiment benchmark` plays it"
+        )
     known = [*corpora.CORPORA, *(domains.names(args.data) if args.data else ())]
     cells.checked([args.domain], dict.fromkeys(known), "--domain")
     for name in ("clients", "rounds", "workers"):

@@ -11,13 +11,16 @@ from typing import Any
 from coordinator import exactness, ingest, publish
 from coordinator.rules import Rules
 from coordinator.stores.memory import MemoryBlobs
+from edge_client import starts
 from edge_client.adapters import Adapter
+from edge_client.banks import fitting, initial_of, layout_of
 from edge_client.choosing import chosen
 from edge_client.engines import Tokens
 from edge_client.methods import Draw, Method, Trained, batches
 from edge_client.participate import encoded
 from edge_client.selection import selected
 from edge_client.session import batch_seed, fitting_method, settled, view_of
+from edge_client.starts import Source
 from edge_client.view import View
 from wire import spec
 from wire.codecs import State
@@ -63,7 +66,8 @@ class Published:
 
 class Simulation:
     """One run. `devices` hold tokenized text; all of them take part in every round. `ranks` are of devices that tune less than
-    the run's, where it lets them choose: an engine for each rank, over one base in memory."""
+    the run's, where it lets them choose: an engine for each rank, over one base in memory. With a `start` it begins at another
+    run's release."""
 
     def __init__(
         self,
@@ -73,9 +77,10 @@ class Simulation:
         threads: int,
         max_memory: int | None,
         ranks: Mapping[str, int] | None = None,
+        start: Source | None = None,
     ) -> None:
         self.run, self.adapter_row = settled(dataclasses.replace(wanted, base=_named(wanted, base)), base)
-        self.layout: Layout = self.adapter_row.layout(base)
+        self.layout: Layout = layout_of(self.run, self.adapter_row, base)
         self.method: Method = fitting_method(self.run, engine_class)
         self._load = functools.partial(_loaded, engine_class, base, max_memory, threads)
         self._base, self._ranks, self._engines = base, ranks or {}, dict[int | None, Any]()
@@ -84,12 +89,25 @@ class Simulation:
         self._first_losses: dict[str, float] = {}
         self._learned: dict[str, list[Tokens]] = {}
         self.engine = self.engine_of("")
-        self.rules = Rules.of(self.run, self.layout)
         self._blobs = MemoryBlobs()
         self._codec_states: dict[str, State] = {}
-        first = self.adapter_row.initial(self.layout, self.run.seed, base)
+        first = self.initial
+        if start is not None:
+            first, _ = starts.begun(start, self.adapter_row, base, self.layout, self.run.seed)
+            self.run = dataclasses.replace(self.run, start=spec.bytes_digest(publish.as_bytes(first)))
+        self.rules = Rules.of(self.run, self.layout)
         self.release = publish.initial(self.run, self.layout, self._blobs.put(publish.as_bytes(first)))
         self._state = Trajectory.start(self.run.directions or Directions(), self.layout, first)
+
+    @property
+    def initial(self) -> Vector:
+        """What computes as the base, float32 [layout.size]."""
+        return initial_of(self.run, self.adapter_row, self._base)
+
+    @property
+    def found(self) -> Source:
+        """The newest release, for another run to start from."""
+        return starts.of_release(self.run.name, self.adapter_row, self._base, self.adapter)
 
     @property
     def adapter(self) -> Vector:
@@ -185,9 +203,12 @@ class Simulation:
         return self._learned[device]
 
     def _payload(self, device: str, train: Sequence[Tokens]) -> tuple[bytes, Trained]:
-        number, view, start = self.release.version + 1, self.view_of(device), self._start(device)
+        number = self.release.version + 1
         engine, seed = self.engine_of(device), batch_seed(self.run, device, number)
         first = next(batches(train, 1, self.method.batch, seed))
+        if self.view_of(device).bank is not None:
+            self._views[device] = fitting(self.view_of(device), f"{self.run.seed}/{device}", engine, self._state, first)
+        view, start = self.view_of(device), self._start(device)
         portion = chosen(view, view.portion(number, device), engine, start.adapter, first)
         fallen = 0.0 if view.rule is None or view.rule.density is None else self._fallen(device, start.adapter, train)
         key = start.directions.key(self.run.seed, number, device)

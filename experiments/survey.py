@@ -21,7 +21,9 @@ Who = Literal["federation", "each alone", "all in one place", "nobody"]
 class Row:
     """`family` is the survey's. `method` is a table of a run's spec without its schedule (steps, batch, length); `run` has the
     other tables. `who` learns: a federation, or, to compare with, something simpler. `ranks`: of the devices in turn, where
-    they differ. `tested`: where its arithmetic is tested."""
+    they differ. `kept`: the layers of the emulator on which devices tune in the whole model's place. `tested`: where its
+    arithmetic is tested. `first`: the method of a stage before, which has half of the rounds, and from whose release this one
+    starts."""
 
     family: str
     paper: str
@@ -29,7 +31,9 @@ class Row:
     run: Plain = dataclasses.field(default_factory=dict)
     who: Who = "federation"
     ranks: tuple[int, ...] = ()
+    kept: str = ""
     tested: str = ""
+    first: Plain | None = None
 
     @property
     def forward_only(self) -> bool:
@@ -82,7 +86,7 @@ BASELINES: Mapping[str, Row] = {
 TERMS, AGGREGATED = "tests/edge_client/test_low_rank_terms.py", "tests/coordinator/test_individual_aggregators.py"
 PORTIONS, ZEROTH = "tests/experiments/test_portions.py", "tests/edge_client/test_zeroth_order.py"
 PROMPTS, SUBSPACE = "tests/edge_client/test_prompts.py", "tests/wire/test_subspace.py"
-SERVER = "tests/coordinator/test_aggregators.py"
+SERVER, BANKS = "tests/coordinator/test_aggregators.py", "tests/edge_client/test_banks.py"
 SURVEY: Mapping[str, Row] = {
     "fedit": _lora("2305.05644", "tests/coordinator/test_aggregators.py"),
     "ffa_lora": _lora("2403.12313", "tests/coordinator/test_products.py", tuned="B"),
@@ -109,6 +113,9 @@ SURVEY: Mapping[str, Row] = {
     "fedra": _lora("2311.11227", PORTIONS, {"portions": {"id": "random_layers", "layers": 15}}),
     "fedsa_lora": dataclasses.replace(_lora("2410.01463", TERMS, keeps="B"), family="LoRA, personal"),
     "dual_lora": dataclasses.replace(_lora("2406.07925", TERMS, keeps="pair"), family="LoRA, personal"),
+    "ifca": dataclasses.replace(
+        _lora("2006.04088", BANKS, {"portions": {"id": "bank", "names": ["first", "second"]}}), family="LoRA, several domains"
+    ),
     "fedprompt": _by_gradients("prompt", "2208.12268", PROMPTS, {"id": "prompt", "length": 16}, 1e-2),
     "fedbpt": Row("prompt", "2310.01467", SEARCH, tested="tests/edge_client/test_evolution.py"),
     "prefix": _by_gradients("prompt", "2101.00190", PROMPTS, {"id": "prefix", "length": 8}, 1e-2),
@@ -122,6 +129,9 @@ SURVEY: Mapping[str, Row] = {
     "entries": _by_gradients(
         "selective", "2308.06522", "tests/edge_client/test_entries.py", {"id": "entries", "density": 0.01}, 1e-3
     ),
+    "slora": dataclasses.replace(
+        _lora("2308.06522", "tests/edge_client/test_starts.py"), first=LORA | {"adapter": {"id": "entries", "density": 0.01}}
+    ),
     "norm_fit": _by_gradients("selective", "2210.01708", "tests/edge_client/test_torch_engine.py", {"id": "norms"}, 1e-2),
     "last_layers": _by_gradients(
         "selective", "2310.00247", "tests/edge_client/test_torch_engine.py", TARGET | {"layers": 8}, 1e-3
@@ -131,6 +141,10 @@ SURVEY: Mapping[str, Row] = {
     ),
     "chosen_layers": dataclasses.replace(
         _lora("2408.15600", "tests/edge_client/test_choosing.py", {"portions": {"id": "chosen", "layers": 8}}), family="selective"
+    ),
+    "fedbiot": Row(
+        "other: emulator", "2406.17706", LORA | {"adapter": TARGET | {"layers": 6}},
+        kept="0,3,6,9,12,15,18,21,24-29", tested="tests/quantize/test_emulator.py",
     ),
     "ferret": Row(
         "other: shared randomness", "2409.06277",

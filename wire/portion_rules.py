@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from wire import spec
+from wire.banks import banks
 from wire.delta import HISTORY, Layout, layer_number
 from wire.density import Density
 from wire.errors import PayloadError, Reason
@@ -46,7 +48,9 @@ def check(rule: Rule, portion: Portion, layout: Layout, number: int, device: str
 
 
 def _chosen(rule: Rule, portion: Portion, most: Portion, layout: Layout) -> bool:
-    """Whether it is all that it may be, or the device's choice of no more layers than it may choose."""
+    """Whether it is all that it may be, or the device's choice: of one bank, or of no more layers than it may choose."""
+    if isinstance(rule, Bank):
+        return portion.chosen in [rule.within(places, layout) for places in banks(layout).values()]
     if rule.choose is None:
         return portion.chosen == most.chosen
     return len({layer_number(layout.tensors[number].name) for number in portion.chosen}) <= rule.choose
@@ -60,6 +64,7 @@ PORTIONS: Mapping[str, str] = {
     "segments": "wire.portion_rules:Segments",
     "random_layers": "wire.portion_rules:RandomLayers",
     "growing": "wire.portion_rules:Growing",
+    "bank": "wire.portion_rules:Bank",
 }
 
 
@@ -197,6 +202,35 @@ class Growing:
         keep = set(every[-min(len(every), step * self.layers) :])
         chosen = tuple(n for n in tunable(layout) if layer_number(layout.tensors[n].name) in keep)
         return Portion(chosen, min(MAX_RANK, step * self.rank))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """An adapter for each of `names` in one run, and of them the one whose loss on the device's text is the least, or that its
+    person names (IFCA, arXiv 2006.04088): what the updates of a bank say moves that bank alone."""
+
+    names: tuple[str, ...] = ("first", "second")
+    id: ClassVar[str] = "bank"
+    rest: ClassVar[bool] = False
+    density: ClassVar[Density | None] = None
+    choose: ClassVar[int | None] = None
+    least_rank: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(set(self.names)) == len(self.names) <= 1024:
+            raise ValueError("names: from 2 to 1024 banks, each with a name of its own")
+        if not all(BANK.fullmatch(name) for name in self.names):
+            raise ValueError("names: 1 to 64 of a-z 0-9 _ - each, starting with a letter or digit")
+
+    def most(self, layout: Layout, number: int, device: str) -> Portion:
+        return Portion(tuple(tunable(layout)))
+
+    def within(self, bank: Sequence[int], layout: Layout) -> tuple[int, ...]:
+        """What a device sends that computes with `bank`, the places of its tensors."""
+        return tuple(sorted(set(bank).intersection(tunable(layout))))
+
+
+BANK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def _check_count(name: str, value: int) -> None:

@@ -15,6 +15,7 @@ from edge_client.engines.torch_engine import TorchEngine
 from edge_client.view import View
 from quantize import QuantizedBase
 from quantize.base_model import build
+from tests.e2e import exports
 from tests.edge_client.test_torch_engine import batch
 from tests.models import tiny_llama
 from wire import spec
@@ -57,6 +58,11 @@ def away(row: Adapter, layout: Layout, base: QuantizedBase) -> Vector:
 
 def test_every_row_is_tested_here() -> None:
     assert TABLES.keys() == ADAPTERS.keys()
+
+
+def test_every_row_is_taken_home_from_a_real_model() -> None:
+    """By `make exports`."""
+    assert {case.adapter["id"] for case in exports.CASES.values()} == ADAPTERS.keys()
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

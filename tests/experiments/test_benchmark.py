@@ -16,7 +16,7 @@ import pytest
 
 from edge_client.data import Example, Message
 from experiments import benchmark, benchmark_report, cells, corpora, partitions, survey
-from experiments.benchmark_cell import Named, Setting
+from experiments.benchmark_cell import Federation, Named, Setting, measured
 from experiments.benchmark_pictures import front
 from experiments.cells import Cell
 from tests.models import tiny_llama
@@ -109,6 +109,7 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     assert pooled["gap_closed"] == 1 and 0 < base["accuracy"] <= 1 and base["forgotten"] == 0 != fedit["forgotten"]
     assert fedit["tokens"] > 0 and fedit["peak_mb"] > 10 and fedit["own_worst"] >= fedit["own_loss"] > 0
     page = (out / "report.html").read_text()
+    assert "<th>accuracy</th>" in page and "<th>ROUGE-L</th>" not in page  # nothing was generated
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page and "<link" not in page
     made = cells.folder(out, Cell("fedit+int8", "law/natural", 0)) / cells.RESULT
     before = made.stat().st_mtime_ns
@@ -126,6 +127,28 @@ def test_what_generated_answers_score_is_in_every_form_of_the_report(folder: Pat
     assert lines["pooled"]["exact"] > 0 and lines["pooled"]["rouge_l"] >= lines["pooled"]["exact"]
     (head, *_), page = (out / "report.csv").read_text().splitlines(), (out / "report.html").read_text()
     assert {"exact", "rouge_l"} <= set(head.split(",")) and "<th>exact match</th><th>ROUGE-L</th>" in page
+
+
+def test_a_second_stage_goes_on_from_the_first_and_both_are_paid_for(folder: Path, tmp_path: Path) -> None:
+    more = ["--preset", "small", "--model", str(tiny_llama(tmp_path / "model")), "--train", "16", "--devices", "2"]
+    settings = json.loads(json.dumps(benchmark._settings(asked(folder, tmp_path, *more, "--rounds", "6"))))
+    played = Federation(Setting(Cell("slora", "law/natural", 0), settings), ["device-0", "device-1"])
+    first = played.simulation
+    found = played.played(lambda text: None)
+    entries, factors = first.layout.size, played.simulation.layout.size
+    assert played.simulation.run.start is not None and entries != factors == found.parameters
+    losses = [point["loss"] for point in found.points]
+    assert found.points[0]["round"] == 0 and losses[-1] < losses[1] < losses[0]
+    assert found.points[-1]["bytes_up"] == pytest.approx(2 * 3 * 4 * (entries + factors), rel=0.01)
+
+
+def test_what_devices_tune_on_an_emulator_is_measured_on_the_whole_model(folder: Path, tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model", layers=30)
+    line = asked(folder, folder, "--preset", "small", "--model", str(model), "--devices", "2", "--length", "32")
+    settings = json.loads(json.dumps(benchmark._settings(line)))
+    base, tuned = (measured(Cell(row, "law/natural", 0), settings, lambda said: None) for row in ("base", "fedbiot"))
+    assert tuned["points"][0]["loss"] == base["points"][0]["loss"] > tuned["points"][-1]["loss"] + 0.01
+    assert tuned["parameters"] < base["parameters"] / 4
 
 
 def test_a_cell_that_fails_leaves_the_others_and_is_told(folder: Path, tmp_path: Path) -> None:

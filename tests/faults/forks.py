@@ -38,23 +38,36 @@ def warm_up(run: RunSpec, layout: Layout) -> None:
 
 def alone(work: Callable[..., None], *given: Any, log: Path | None = None) -> int:
     """Run in a fork; its process. What it prints goes to `log`. It ends with 0, or 3 after an error of ours, or 4."""
+
+    def work_alone() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work(*given)
+
+    return _fork(work_alone, log)
+
+
+def _fork(work: Callable[[], None], log: Path | None = None) -> int:
+    """A fork that does `work` and ends. No signal is handled meanwhile: what a handler raises in the callbacks of a fork is lost,
+    and what it raises in a new process before its work would tidy up what is its parent's."""
     sys.stderr.flush()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _forked(work, given, log)
+        _forked(work, log)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return pid
 
 
-def _forked(work: Callable[..., None], given: tuple[Any, ...], log: Path | None) -> None:
+def _forked(work: Callable[[], None], log: Path | None) -> None:
     """All that this process still does."""
     code = 4
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if log is not None:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-        work(*given)
+        work()
         code = 0
     except EdgetuneError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -103,11 +116,7 @@ def _started(work: Callable[[T], Any], given: T, answer: IO[str]) -> int:
         json.dump(work(given), answer)
         answer.flush()
 
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _forked(tell, (), None)
-    return pid
+    return _fork(tell)
 
 
 def _next_ended(running: set[int]) -> int:

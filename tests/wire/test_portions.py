@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wire import portion_rules, portions, spec
+from wire.banks import banks, spread, unmarked
 from wire.codecs.chain import codec
-from wire.delta import Delta, Layout, Tensor
-from wire.errors import PayloadError, Reason
-from wire.portion_rules import PORTIONS, Rule
+from wire.delta import Delta, Layout, Tensor, layer_number
+from wire.errors import PayloadError, Reason, SpecError
+from wire.portion_rules import PORTIONS, Bank, Rule
 from wire.portions import Part, Portion
 
 LAYERS, RANK = 6, 4
@@ -65,13 +66,15 @@ def test_what_is_taken_is_put_back_where_it_was_and_zeros_elsewhere(places: set[
 @pytest.mark.parametrize("name", sorted(PORTIONS))
 def test_every_row_gives_tensors_that_devices_tune_and_takes_back_what_it_gave(name: str) -> None:
     rule = row(name)
+    layout = spread(LAYOUT, rule.names) if isinstance(rule, Bank) else LAYOUT
     assert spec.build(PORTIONS, spec.plain(rule)) == rule
     for number in range(1, 8):
-        most = rule.most(LAYOUT, number, "d-1")
-        assert all(LAYOUT.tensors[n].role != "history_A" for n in most.chosen)
-        assert rule.most(LAYOUT, number, "d-1") == most
+        most = rule.most(layout, number, "d-1")
+        assert all(layout.tensors[n].role != "history_A" for n in most.chosen)
+        assert rule.most(layout, number, "d-1") == most
         given = most if rule.choose is None else Portion(most.chosen[: 2 * rule.choose])
-        portion_rules.check(rule, given, LAYOUT, number, "d-1")
+        given = Portion(rule.within(banks(layout)["second"], layout)) if isinstance(rule, Bank) else given
+        portion_rules.check(rule, given, layout, number, "d-1")
 
 
 def test_a_and_b_come_alternately() -> None:
@@ -139,6 +142,36 @@ def test_a_device_chooses_no_more_layers_than_the_run_allows() -> None:
     portion_rules.check(rule, Portion(first + third), LAYOUT, 1, "d")
     with pytest.raises(PayloadError):
         portion_rules.check(rule, Portion(first + second + third), LAYOUT, 1, "d")
+
+
+def test_a_device_sends_one_whole_bank_and_nothing_beside_it() -> None:
+    rule: Any = row("bank", names=["law", "code"])
+    layout = spread(LAYOUT, rule.names)
+    law, code = (rule.within(places, layout) for places in banks(layout).values())
+    assert len(law) == len(code) == 2 * LAYERS and not set(law) & set(code)
+    for sent in (law, code):
+        portion_rules.check(rule, Portion(sent), layout, 1, "d")
+    for refused in (law + code, law[:-1], code[1:], banks(layout)["law"], (*law[:-1], code[-1])):
+        with pytest.raises(PayloadError):
+            portion_rules.check(rule, Portion(refused), layout, 1, "d")
+    with pytest.raises(PayloadError):
+        portion_rules.check(rule, Portion(law, 2), layout, 1, "d")
+
+
+def test_banks_are_copies_of_one_layout_under_names_that_do_not_number_a_layer() -> None:
+    layout = spread(LAYOUT, ("law", "7"))
+    first, second = (Portion(places).layout(layout) for places in banks(layout).values())
+    assert unmarked(first) == unmarked(second) == LAYOUT and first.digest != second.digest
+    assert [layer_number(t.name) for t in layout.tensors] == 2 * [layer_number(t.name) for t in LAYOUT.tensors]
+    assert not banks(LAYOUT)
+    with pytest.raises(SpecError, match="of 2000 banks"):
+        spread(LAYOUT, [f"b{n}" for n in range(2000)])
+
+
+@pytest.mark.parametrize("names", [[], ["law"], ["law", "law"], ["law", "a.b"], ["law", ""]])
+def test_banks_have_names_of_their_own_and_are_several(names: list[str]) -> None:
+    with pytest.raises(SpecError, match="names"):
+        row("bank", names=names)
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.rules import Rules
+from edge_client.banks import layout_of
 from edge_client.engines.toy import ToyBase
 from edge_client.methods import METHODS
 from edge_client.session import settled
@@ -28,7 +29,7 @@ LEAST: dict[str, Any] = {
 def test_every_example_describes_a_run_that_both_ends_understand(path: Path) -> None:
     run = run_spec.read_toml(path)
     spec.build(METHODS, run.method, "method")
-    Rules.of(run, spec.build(METHODS, {"id": "lora"}).tunes().layout(ToyBase()))
+    Rules.of(run, layout_of(run, spec.build(METHODS, {"id": "lora"}).tunes(), ToyBase()))
 
 
 def test_there_are_examples() -> None:
