@@ -24,22 +24,27 @@ def fronts(report: Plain, place: str, path: Path) -> None:
         best = [lines[i] for i in front([(line[by], line["loss"]) for line in lines])]
         joined = [line[by] for line in best], [line["loss"] for line in best]
         side.step(*joined, where="post", color="#999999", lw=1, zorder=0)
-        for line in lines:
-            n = families.index(line["family"])
-            filled = _color(n) if line in best else "white"
-            side.plot(*_at(line, by), _mark(n), color=_color(n), mfc=filled, ms=7, label=line["family"])
-        _name_front(side, best, by)
+        for n, family in enumerate(families):
+            look = {"color": _color(n), "marker": _mark(n), "ms": 7, "ls": ""}
+            side.plot([], [], mfc="white", label=family, **look)
+            for line in (line for line in lines if line["family"] == family):
+                side.plot(*_at(line, by), mfc=_color(n) if line in best else "white", **look)
         _draw_baselines(side, report, place)
         side.set(xlabel=name, xscale="log" if by == "mb" else "linear")
+        _name_front(side, best, by)
     _explain(figure, axes[0], path)
 
 
 def _name_front(side: Any, best: Sequence[Plain], by: str) -> None:
-    """Names below a front, where nothing else is; the first, at the edge, to its right."""
-    for n, line in enumerate(best):
+    """Names below a front, where nothing else is, those of neighbors below each other; at the left edge to the right."""
+    before, drop = (-1.0, -1.0), 0
+    for line in best:
+        x, y = side.transAxes.inverted().transform(side.transData.transform(_at(line, by)))
+        close = abs(x - before[0]) < 0.2 and abs(y - before[1]) < 0.025
+        before, drop = (x, y), drop + 10 if close else 0
         side.annotate(
-            line["row"], _at(line, by), (-5 if n else 5, -4), textcoords="offset points", fontsize=7.5,
-            ha="right" if n else "left", va="top",
+            line["row"], _at(line, by), (5 if x < 0.2 else -5, -5 - drop), textcoords="offset points", fontsize=7.5,
+            ha="left" if x < 0.2 else "right", va="top",
         )  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def _mean(values: Sequence[float | None]) -> Any:
 
 
 HEAD: Mapping[str, tuple[str, str]] = {
-    "row": ("method", ""), "place": ("domain/partition", ""), "family": ("family", ""), "seeds": ("seeds", ""),
+    "row": ("method", ""), "family": ("family", ""), "seeds": ("seeds", ""),
     "parameters": ("parameters", ",d"), "loss": ("loss", ".4f"), "loss_deviation": ("± seeds", ".4f"),
     "gap_closed": ("gap closed", ".0%"), "accuracy": ("accuracy", ".0%"), "exact": ("exact match", ".0%"),
     "rouge_l": ("ROUGE-L", ".3f"), "forgotten": ("forgotten", "+.4f"),
@@ -204,7 +204,7 @@ HEAD: Mapping[str, tuple[str, str]] = {
 
 
 def _table(lines: Sequence[Plain]) -> str:
-    """Of the figures that any line has."""
+    """Of a place: the figures that any line has."""
     known = {key: how for key, how in HEAD.items() if any(line[key] is not None for line in lines)}
     rows = [["–" if line[key] is None else format(line[key], how) for key, (_, how) in known.items()] for line in lines]
     return pages.table([name for name, _ in known.values()], rows)
