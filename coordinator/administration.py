@@ -137,7 +137,10 @@ def _administrator(one: Administrator) -> pb.Administrator:
 
 
 def _json(text: str) -> Any:
+    """Raises PayloadError, also for half a character (a lone surrogate), which nothing could keep."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise PayloadError(Reason.BAD_REQUEST, f"not JSON: {error}") from error

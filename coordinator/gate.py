@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -19,10 +20,12 @@ from coordinator.identities import Identities
 from coordinator.permissions import check_method, check_names
 from coordinator.refusals import Refusals, status_of
 from wire.certificates import Certificate
-from wire.errors import EdgetuneError
+from wire.errors import EdgetuneError, Reason, Refused
 
 RECHECK_S = 2.0
 """How often the caller of an open call is looked up again."""
+MOST_OPEN = 8
+"""Calls that a device may have open at one process. It needs two at a time: whoever opens more is in the way of others."""
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
@@ -30,6 +33,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
 
     def __init__(self, identities: Identities, refusals: Refusals) -> None:
         self._identities, self._refusals, self._addresses = identities, refusals, Addresses()
+        self._open = Counter[str]()
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -70,10 +74,27 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
                 return
             await self._identities.check(caller)
             await self._look_where_from(caller, context)
-            async with self._while_welcome(caller, context):
-                yield _checked(request, caller)
+            with self._one_more_of(caller):
+                async with self._while_welcome(caller, context):
+                    yield _checked(request, caller)
         except EdgetuneError as error:
             await self._refusals.end(context, error, method, request)
+
+    @contextlib.contextmanager
+    def _one_more_of(self, caller: Certificate) -> Iterator[None]:
+        """Counts a device's open calls. Raises Refused (BUSY) where it has enough of them."""
+        if caller.role != "device":
+            yield
+            return
+        if self._open[caller.name] >= MOST_OPEN:
+            raise Refused(Reason.BUSY, f"{caller.name} has {MOST_OPEN} calls open already; come again")
+        self._open[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._open[caller.name] -= 1
+            if not self._open[caller.name]:
+                del self._open[caller.name]
 
     async def _look_where_from(self, caller: Certificate, context: grpc.aio.ServicerContext) -> None:
         """One certificate in two places at once is that of two: somebody should look."""

@@ -15,7 +15,7 @@ from coordinator.guards import Arriving, turn
 from coordinator.rules import Rules
 from coordinator.stores import Ask, updates
 from coordinator.threads import on
-from coordinator.uploads import Part
+from coordinator.uploads import TURN_S, Part
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec, spec
@@ -40,9 +40,9 @@ class Federation(pb_grpc.FederationServicer):
             raise Refused(
                 Reason.BAD_REQUEST, f"this coordinator speaks protocol {PROTOCOL}, the device {request.protocol}"
             )
-        ask = Ask(request.device, tuple(request.runs), request.edition or 1)
+        ask = Ask(request.device, tuple(dict.fromkeys(request.runs)), request.edition or 1)
         lobby, clock_s = self._core.lobby, asyncio.get_running_loop().time
-        until = clock_s() + min(max(request.wait_s, 0.0), MAX_WAIT_S)
+        until = clock_s() + min(max(0.0, request.wait_s), MAX_WAIT_S)  # in this order: NaN, which spoils timers, is 0
         while True:
             ticket = self._core.work.ticket()
             offers = await lobby.ask(ask)
@@ -73,7 +73,7 @@ class Federation(pb_grpc.FederationServicer):
     ) -> AsyncIterator[pb.ReleaseChunk]:
         version = None if request.latest else request.version
         release = await self._store.ledger.release(request.run, version)
-        async with turn(self._core.downloads, self._core.guards.limits.stall_s):
+        async with turn(self._core.downloads, TURN_S):
             data, sizes = await self._content(release, request.steps_after if request.HasField("steps_after") else None)
             signature = await self._core.who.signature(release.digest) if self._core.who else ""
             first = pb.Release(manifest_json=spec.canonical(release).decode(), signature=signature)
@@ -194,12 +194,12 @@ class Federation(pb_grpc.FederationServicer):
 
     @answered
     async def Upload(self, chunks: AsyncIterator[pb.UploadChunk], context: grpc.aio.ServicerContext) -> pb.UploadReply:
-        async with self._core.streams:
-            with self._core.guards.arriving(chunks, Chunk.from_proto) as arriving:
-                return pb.UploadReply(digest=await self._store_chunks(arriving))
+        with self._core.guards.arriving(chunks, Chunk.from_proto) as arriving:
+            first = await arriving.next()
+            async with turn(self._core.streams, TURN_S):
+                return pb.UploadReply(digest=await self._store_chunks(first, arriving))
 
-    async def _store_chunks(self, arriving: Arriving[pb.UploadChunk, Chunk]) -> str:
-        chunk = await arriving.next()
+    async def _store_chunks(self, chunk: Chunk | None, arriving: Arriving[pb.UploadChunk, Chunk]) -> str:
         if chunk is None or not run_spec.DIGEST.fullmatch(chunk.digest):
             raise PayloadError(Reason.BAD_REQUEST, "the first chunk must name the digest of the whole")
         if not 0 < chunk.size <= 4 * MAX_PARAMETERS:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import cli
+from edge_client.cli import device_name
 from wire import addresses
 from wire.errors import IdentityError, MissingExtra, UserError
 
@@ -27,7 +28,9 @@ ALARMS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = cli.add_arguments(parser)
     invite = _action(commands, "invite", "print a one-time invitation for a device")
-    invite.add_argument("--owner", default=FIRST_OWNER, metavar="NAME", help="whose device; default: %(default)s")
+    invite.add_argument(
+        "--owner", type=device_name, default=FIRST_OWNER, metavar="NAME", help="whose device; default: %(default)s"
+    )
     invite.add_argument(
         "--quota", type=_quota, metavar="N", help="how many devices this owner may have from now on (at first 16)"
     )

@@ -41,6 +41,7 @@ ROWS: Mapping[str, Row] = {
     "ecsq": Row("ecsq", "ecsq"),
     "rotated_ecsq": Row("rotated_ecsq", "rotated_ecsq"),
     "balanced_ecsq": Row("balanced_ecsq", "balanced_ecsq"),
+    "balanced_ectcq": Row("balanced_ectcq", "balanced_ectcq"),
     "rotated_ecsq-up": Row("rotated_ecsq"),
     "rotated_ecsq_rising": Row("rotated_ecsq", "rotated_ecsq", growth=8.0),
     "top_k_int4": _both({"id": "top_k", "fraction": 0.018}, INT4, {"id": "rice"}),

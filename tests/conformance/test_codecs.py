@@ -31,6 +31,7 @@ CODECS = {
     "balanced_ecsq_at_6": ecsq(6.0, BALANCE, ROTATION),
     "ectcq_at_4": ectcq(4.0),
     "rotated_ectcq_at_6": ectcq(6.0, ROTATION),
+    "balanced_ectcq_at_6": ectcq(6.0, BALANCE, ROTATION),
     **{row: several[-1] for row, several in ladder(()).items() if several and row not in COMPOSITIONS},
 }
 NAMES = sorted(CODECS)

@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator import authority, serve
 from coordinator.authority import Authority
+from coordinator.gate import MOST_OPEN
 from edge_client.calls import as_ours
 from edge_client.identity import Identity, enroll
 from edge_client.transport import Connection
@@ -34,7 +35,7 @@ from tests.updates import BIG, LAYOUT, created, make, update
 from wire import certificates
 from wire.errors import IdentityError, Reason, Refused, Unreachable
 from wire.identity import Invitation
-from wire.messages import Task
+from wire.messages import PROTOCOL, Task
 
 
 @pytest.fixture(scope="module")
@@ -481,6 +482,25 @@ def test_a_held_check_in_ends_within_five_seconds_of_the_revocation(
         assert 0.4 < time.monotonic() - began < 5.5
         timer.join()
         assert reason_of(lambda: held.describe("held-run")) is Reason.REVOKED
+
+
+def test_a_device_with_too_many_calls_open_is_busy_and_another_is_not(
+    coordinator: CoordinatorProcess, devices: dict[str, Identity], tmp_path: Path
+) -> None:
+    greedy = grpc.ssl_channel_credentials(*enrolled(coordinator, tmp_path, "greedy").tls())
+    with administrator(coordinator) as admin, Connection(coordinator.address, identity=devices["d1"]) as other:
+        created_run(admin, "calm", cohort={"goal": 1, "minimum": 1})
+        assert isinstance(other.check_in("d1", ("calm",), 1.0), Task)  # the only place
+        ask = pb.CheckInRequest(device="greedy", runs=["calm"], protocol=PROTOCOL, wait_s=20.0)
+        with grpc.secure_channel(coordinator.address, greedy) as channel:
+            check_in = pb_grpc.FederationStub(channel).CheckIn  # type: ignore[no-untyped-call]
+            held = [check_in.future(ask, timeout=30) for _ in range(MOST_OPEN)]
+            time.sleep(2.0)
+            assert not any(call.done() for call in held)
+            with pytest.raises(grpc.RpcError) as caught:
+                check_in(ask, timeout=5)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert isinstance(other.check_in("d1", ("calm",), 0.0), Task)
 
 
 def created_run(admin: Connection, name: str, **changes: Any) -> Any:

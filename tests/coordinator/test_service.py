@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from coordinator.uploads import TURN_S
 from edge_client.transport import Connection
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
@@ -20,7 +23,7 @@ from tests.processes import CoordinatorProcess, edgetune
 from tests.updates import BIG, LAYOUT, created, make, named, newest, reason_of, update
 from wire.delta import Layout, Tensor
 from wire.errors import Reason, Unreachable
-from wire.messages import Contribution, Finished, Metrics, Task, Wait
+from wire.messages import PROTOCOL, Contribution, Finished, Metrics, Task, Wait
 from wire.run_spec import RunSpec
 
 
@@ -143,6 +146,44 @@ def test_a_check_in_is_held_until_there_is_work_or_time_is_up(connection: Connec
     assert isinstance(waited, Wait) and waited.active_runs == 1 and 0 <= waited.retry_after_s < 1
     connection.leave("d1", task)
     assert isinstance(connection.check_in("d2", ("held",), 5.0), Task)
+
+
+def test_a_wait_that_is_no_number_is_none_and_a_run_named_often_is_looked_at_once(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    created(connection, "asked")  # its only place is taken
+    ask = pb.CheckInRequest(device="d2", runs=["asked"] * 100_000, protocol=PROTOCOL, wait_s=float("nan"))
+    with grpc.insecure_channel(coordinator.address) as channel:
+        answer = pb_grpc.FederationStub(channel).CheckIn(ask, timeout=5)
+    assert answer.wait.active_runs == 1
+
+
+def test_uploads_that_stall_hold_nobody_up_for_long(coordinator: CoordinatorProcess) -> None:
+    ended, body = threading.Event(), b"honest"
+
+    def silent() -> Iterator[pb.UploadChunk]:
+        ended.wait(30)
+        yield from ()
+
+    def stalled() -> Iterator[pb.UploadChunk]:
+        yield pb.UploadChunk(digest="a" * 64, size=1 << 20, data=b"x")
+        yield from silent()
+
+    chunk = pb.UploadChunk(digest=hashlib.sha256(body).hexdigest(), size=len(body), data=body)
+    with grpc.insecure_channel(coordinator.address) as channel:
+        upload = pb_grpc.FederationStub(channel).Upload
+        others = [upload.future(chunks(), timeout=40) for chunks in (silent, stalled) for _ in range(8)]
+        began = time.monotonic()
+        upload(iter([chunk]), timeout=30)
+        assert time.monotonic() - began < 4 * TURN_S and not any(other.done() for other in others)
+        ended.set()
+
+
+def test_half_a_character_in_a_spec_is_refused_by_name(coordinator: CoordinatorProcess) -> None:
+    request = pb.CreateRunRequest(spec_json='{"name": "\\ud800"}', layout_json="[]")
+    with grpc.insecure_channel(coordinator.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.AdministrationStub(channel).CreateRun(request, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT and "surrogates" in str(caught.value.details())
 
 
 def test_bad_device_names_and_other_protocols_are_refused(

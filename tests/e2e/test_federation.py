@@ -136,8 +136,9 @@ def test_an_interrupted_client_gives_its_task_back_and_says_nothing_ugly(tmp_pat
             assert client.poll() is None
         assert status(coordinator.address).offered == 1
         client.send_signal(signal.SIGINT)
-        _, err = client.communicate(timeout=20)
+        out, err = client.communicate(timeout=20)
         assert client.returncode == 130 and "Traceback" not in err
+        assert json.loads(out.splitlines()[-1]) == {"event": "ended", "error": "interrupted"}
         assert status(coordinator.address).offered == 0
 
 

@@ -43,6 +43,7 @@ COMPOSITIONS: Mapping[str, list[Plain]] = {
     "balanced_ecsq": ecsq(0.2, BALANCE, ROTATION),
     "ectcq": ectcq(0.2),
     "rotated_ectcq": ectcq(0.2, ROTATION),
+    "balanced_ectcq": ectcq(0.2, BALANCE, ROTATION),
     "top_k_int4": top_k_int4(0.25),
     "top_k_int4_5": top_k_int4(0.05),
 }
