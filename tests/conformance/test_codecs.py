@@ -242,6 +242,7 @@ def test_an_infinite_scale_is_refused_as_not_finite() -> None:
         ([{"id": "blockwise"}, {"id": "blockwise"}, {"id": "pack"}], "values"),
         ([{"id": "zstd", "level": 99}, {"id": "pack"}], "level"),
         ([{"id": "ecsq", "states": 4}, {"id": "pack"}], "states"),
+        ([{"id": "rank_rotate"}, {"id": "balance"}, {"id": "pack"}], "before rank_rotate"),
         ([{"id": "projection", "fraction": 0.5, "block": 8192}, {"id": "pack"}], "block"),
     ],
 )

@@ -31,6 +31,8 @@ class Balance:
 
     def emits(self, like: Shape) -> Shape:
         expect(like, "values", "float32")
+        if "normals" in like:
+            raise ValueError("must come before rank_rotate, after which all factors look alike")
         return like
 
     def init(self, like: Shape) -> State:
