@@ -25,18 +25,20 @@ from tests.coordinator.test_publish import contribution
 from tests.updates import LAYOUT, make, named
 from wire import spec
 from wire.codecs.chain import HEADER_BYTES
-from wire.codecs.compositions import COMPOSITIONS, ROTATION, ecsq, ectcq
+from wire.codecs.compositions import BALANCE, COMPOSITIONS, ROTATION, ecsq, ectcq
 from wire.delta import Delta, Layout, Vector
 from wire.errors import PayloadError, SpecError
 from wire.messages import ReleaseManifest, Task
 from wire.run_spec import RunSpec
 from wire.scalars import Scalars
+from wire.spec import Plain
 
 OPTIMIZERS: list[dict[str, Any]] = [{"id": "average"}, {"id": "momentum"}, {"id": "adam", "epsilon": 0.1}]
+BEFORE: dict[str, list[Plain]] = {"": [], "rotated_": [ROTATION], "balanced_": [BALANCE, ROTATION]}
 CODECS = {name: name for name in COMPOSITIONS} | {
-    "ecsq": ecsq(2.0), "rotated_ecsq": ecsq(2.0, ROTATION), "ectcq": ectcq(2.0), "rotated_ectcq": ectcq(2.0, ROTATION),
-}  # fmt: skip
-"""At their own rate these four have no room in an adapter of a thousand entries."""
+    f"{kind}{last.__name__}": last(2.0, *before) for kind, before in BEFORE.items() for last in (ecsq, ectcq)
+}
+"""At their own rate these six have no room in an adapter of a thousand entries."""
 ZERO = np.zeros(LAYOUT.size, np.float32)
 
 

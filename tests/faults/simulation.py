@@ -69,11 +69,11 @@ async def _judged(world: World) -> str:
 
 
 def shrunk(failing: Plan, mistake: str | None = None) -> Plan:
-    """A failure with fewer operations, as far as leaving out one after the other leads."""
+    """A failure with so few operations that without any one of them there is none."""
     for op in failing.ops:
         fewer = dataclasses.replace(failing, ops=tuple(kept for kept in failing.ops if kept is not op))
         if simulate(fewer, mistake).faults:
-            failing = fewer
+            return shrunk(fewer, mistake)
     return failing
 
 
