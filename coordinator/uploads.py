@@ -25,7 +25,7 @@ from coordinator.rules import Rules
 from coordinator.stores import Blobs, Growing, Store, uploads
 from coordinator.stores.connection import Connection
 from coordinator.stores.uploads import Upload
-from coordinator.threads import on
+from coordinator.threads import on, to_its_end
 from protos.v1 import federation_pb2 as pb
 from wire import spec
 from wire.errors import EdgetuneError, Reason, Refused
@@ -182,8 +182,8 @@ class Uploads:
                         with self._guards.in_flight(len(following.data)):
                             await on(self._disk, self._keep, stretch, following)
                         following = await arriving.next() if await arriving.soon(PAUSE_S) else None
-                finally:
-                    upload = await self._name(stretch)
+                finally:  # a stream that breaks may end this call twice: by its end, and by being cancelled
+                    upload = await to_its_end(self._name(stretch))
                 return upload, following
 
     @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import pytest
 
 from coordinator import ingest
 from coordinator import uploads as taking
-from coordinator.stores import Place
+from coordinator.stores import Place, files
 from coordinator.uploads import PLACES
 from edge_client import uploads as sending
 from edge_client.transport import Connection
@@ -69,6 +69,28 @@ def test_what_came_on_a_stream_that_was_cut_is_durable(folder: Place, monkeypatc
             time.sleep(0.01)
         stream.call.cancel()
         assert durable(device, 2 * PART)
+
+
+def test_a_stream_that_is_cut_while_what_came_is_being_made_durable_loses_nothing(
+    folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, let_go, sync = threading.Event(), threading.Event(), files._Growing.sync
+
+    def slow(blob: files._Growing) -> None:
+        began.set()
+        let_go.wait(10)
+        sync(blob)
+
+    monkeypatch.setattr(files._Growing, "sync", slow)
+    with replicas(folder) as [replica]:
+        device = Device(replica)
+        upload, stream = device.create().upload, Stream(device)
+        stream.send(device.part(upload, 0))
+        assert began.wait(10)
+        stream.call.cancel()
+        time.sleep(0.3)
+        let_go.set()
+        assert durable(device, PART)
 
 
 def test_a_sender_that_asks_while_what_it_sent_is_being_made_durable_is_told_of_all_of_it(
