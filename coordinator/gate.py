@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,6 +15,7 @@ from grpc_status import rpc_status
 from coordinator.addresses import Addresses, of_peer
 from coordinator.callers import presented
 from coordinator.calls import reshaped
+from coordinator.guards import Shares
 from coordinator.identities import Identities
 from coordinator.permissions import check_method, check_names
 from coordinator.refusals import Refusals, status_of
@@ -33,7 +33,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
 
     def __init__(self, identities: Identities, refusals: Refusals) -> None:
         self._identities, self._refusals, self._addresses = identities, refusals, Addresses()
-        self._open = Counter[str]()
+        self._open = Shares(MOST_OPEN)
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -80,21 +80,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
         except EdgetuneError as error:
             await self._refusals.end(context, error, method, request)
 
-    @contextlib.contextmanager
-    def _one_more_of(self, caller: Certificate) -> Iterator[None]:
-        """Counts a device's open calls. Raises Refused (BUSY) where it has enough of them."""
+    def _one_more_of(self, caller: Certificate) -> contextlib.AbstractContextManager[None]:
+        """While a call of a device is open. Raises Refused (BUSY) where it has enough of them."""
         if caller.role != "device":
-            yield
-            return
-        if self._open[caller.name] >= MOST_OPEN:
-            raise Refused(Reason.BUSY, f"{caller.name} has {MOST_OPEN} calls open already; come again")
-        self._open[caller.name] += 1
-        try:
-            yield
-        finally:
-            self._open[caller.name] -= 1
-            if not self._open[caller.name]:
-                del self._open[caller.name]
+            return contextlib.nullcontext()
+        enough = f"{caller.name} has {MOST_OPEN} calls open already; come again"
+        return self._open.one_of(caller.name, Refused(Reason.BUSY, enough))
 
     async def _look_where_from(self, caller: Certificate, context: grpc.aio.ServicerContext) -> None:
         """One certificate in two places at once is that of two: somebody should look."""

@@ -111,12 +111,32 @@ class Arriving(Generic[M, C]):
         return Refused(Reason.STALLED, "bytes come too slowly; go on from what is there")
 
 
+class Shares:
+    """What each name has open now. For one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._open = most, Counter[str]()
+
+    @contextlib.contextmanager
+    def one_of(self, name: str, refused: Refused) -> Iterator[None]:
+        """While `name` has one more open. Raises `refused` if it has enough."""
+        if self._open[name] >= self._most:
+            raise refused
+        self._open[name] += 1
+        try:
+            yield
+        finally:
+            self._open[name] -= 1
+            if not self._open[name]:
+                del self._open[name]
+
+
 class Guards:
     """Limits, and what counts against them now. For one event loop."""
 
     def __init__(self, limits: Limits, blobs: Blobs) -> None:
         self.limits, self._blobs = limits, blobs
-        self._in_flight, self._streams, self._parts = 0, 0, Counter[str]()
+        self._in_flight, self._streams, self._parts = 0, 0, Shares(limits.device_parts)
 
     @contextlib.contextmanager
     def in_flight(self, size: int) -> Iterator[None]:
@@ -140,18 +160,10 @@ class Guards:
         finally:
             self._streams -= 1
 
-    @contextlib.contextmanager
-    def part_of(self, device: str) -> Iterator[None]:
+    def part_of(self, device: str) -> contextlib.AbstractContextManager[None]:
         """While a part of `device` is being made durable. TOO_MANY_UPLOADS if too many are."""
-        if self._parts[device] >= self.limits.device_parts:
-            raise Refused(Reason.TOO_MANY_UPLOADS, f"{device} sends too many parts at once", self.limits.retry_after_s)
-        self._parts[device] += 1
-        try:
-            yield
-        finally:
-            self._parts[device] -= 1
-            if not self._parts[device]:
-                del self._parts[device]
+        too_many = f"{device} sends too many parts at once"
+        return self._parts.one_of(device, Refused(Reason.TOO_MANY_UPLOADS, too_many, self.limits.retry_after_s))
 
     def room(self, size: int) -> None:
         """DISK_FULL if `size` more bytes would take of the reserve. Asks the file system: not for the event loop."""

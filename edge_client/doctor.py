@@ -30,24 +30,16 @@ from wire.codecs.chain import Chain
 from wire.delta import Delta, Layout
 from wire.errors import MachineError
 from wire.run_spec import RunSpec
+from wire.spec import Plain
 from wire.split import HEAD
 
-DEFAULT = run_spec.parse(
-    {
-        "name": "doctor",
-        "base": {"model": "smollm2-135m", "format": "nf4"},
-        "rounds": 1,
-        "cohort": {"goal": 1},
-        "method": {"id": "lora"},
-    }
-)
+ANY: Plain = {"name": "doctor", "rounds": 1, "cohort": {"goal": 1}}
+DEFAULT = run_spec.parse({**ANY, "base": {"model": "smollm2-135m", "format": "nf4"}, "method": {"id": "lora"}})
 """The run a device is judged by when none is given: `lora` as it stands, on the base that needs no hub."""
 FORWARD = run_spec.parse(
     {
-        "name": "doctor",
+        **ANY,
         "base": {"model": "smollm2-135m", "format": "int4-onnx"},
-        "rounds": 1,
-        "cohort": {"goal": 1},
         "method": {"id": "mezo"},
         "codec": None,
         "directions": {"drawn": "device", "count": 32},

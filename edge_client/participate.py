@@ -121,10 +121,15 @@ def _of_its_bank(state: DeviceState, work: Work, task: Task, held: Held, tell: T
     """The work with the bank that fits what the device trains on, where the run has several and nobody named one."""
     if work.view.bank is None or work.domain is not None:
         return work
-    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    batch = _first_batch(state, work, task)
     view = fitting(work.view, f"{work.run.seed}/{state.device}", work.engine, held.trajectory, batch)
     tell("bank", {"run": task.run, "round": task.round, "bank": view.bank_name})
     return dataclasses.replace(work, view=view)
+
+
+def _first_batch(state: DeviceState, work: Work, task: Task) -> list[Tokens]:
+    """What a device trains on first in a round, by which it makes its choices before."""
+    return next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
 
 
 def _held_out_loss(engine: Engine, adapter: Vector, held_out: list[Tokens]) -> tuple[float, int]:
@@ -138,7 +143,7 @@ def _weighed(state: DeviceState, work: Work, task: Task, start: Trajectory) -> W
     """What the shared pair and the device's own count here and now, by the text that it trains on."""
     if not has_both(work.view):
         return PLAIN
-    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    batch = _first_batch(state, work, task)
     weights = best_weights(work.engine, work.view, start.adapter, batch, state.weights(work.run))
     state.weigh(work.run, weights)
     return weights
@@ -149,7 +154,7 @@ def _portion(state: DeviceState, work: Work, task: Task, start: Trajectory) -> P
     most = work.view.portion(task.round, state.device)
     if not work.view.chooses:
         return most
-    batch = next(batches(work.train, 1, work.method.batch, batch_seed(work.run, state.device, task.round)))
+    batch = _first_batch(state, work, task)
     return chosen(work.view, most, work.engine, start.adapter, batch)
 
 

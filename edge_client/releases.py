@@ -70,7 +70,7 @@ class Releases:
     def _kept(self, run: RunSpec, layout: Layout) -> Held | None:
         """What another process of this device held of this very run, if it is whole."""
         release, adapter = (self._shelf and self._shelf.kept(run.name)) or (None, None)
-        if release is None or adapter is None or (release.spec, _digest(adapter)) != (run.digest, release.adapter):
+        if release is None or adapter is None or (release.spec, digest_of(adapter)) != (run.digest, release.adapter):
             return None
         return _holding(release, run, layout, adapter, 0)
 
@@ -112,7 +112,7 @@ def _walked(held: Held, fetched: Fetched, run: RunSpec, layout: Layout, by: Down
     adapter, codec = held.trajectory.adapter, by.chain()
     for link in fetched.links:
         adapter = adapter + codec.decode(link, layout).vector
-    _same(_digest(adapter), release.adapter, "the adapter is not the one its release names")
+    _same(digest_of(adapter), release.adapter, "the adapter is not the one its release names")
     return _holding(release, run, layout, adapter, len(fetched.data))
 
 
@@ -139,7 +139,7 @@ def _trail(release: ReleaseManifest) -> str:
 
 
 def _first(run: RunSpec, layout: Layout, initial: Vector) -> Held:
-    return _holding(ReleaseManifest.first(run, layout, _digest(initial)), run, layout, initial, 0)
+    return _holding(ReleaseManifest.first(run, layout, digest_of(initial)), run, layout, initial, 0)
 
 
 def _begun(connection: Connection, run: RunSpec, layout: Layout) -> Held:
@@ -149,7 +149,8 @@ def _begun(connection: Connection, run: RunSpec, layout: Layout) -> Held:
     return held
 
 
-def _digest(adapter: Vector) -> str:
+def digest_of(adapter: Vector) -> str:
+    """The SHA-256 that a release names its adapter by: of float32, little-endian."""
     return spec.bytes_digest(memoryview(adapter.astype("<f4").data).cast("B"))
 
 

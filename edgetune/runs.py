@@ -22,7 +22,7 @@ from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
 from edge_client.banks import initial_of, layout_of, names_of, of_domain
-from edge_client.releases import Releases
+from edge_client.releases import Releases, digest_of
 from edge_client.session import methods, settled, view_of
 from edge_client.starts import Source
 from edge_client.taken import shared_alone
@@ -161,7 +161,7 @@ def create(
     if start_from is not None:
         one = _begun(_source(connection, start_from, adapter, base), named, adapter, base, adapter.layout(base))
         initial = np.tile(one, layout.size // one.size)  # every bank begins there
-        named = dataclasses.replace(named, start=spec.bytes_digest(memoryview(initial.astype("<f4").data).cast("B")))
+        named = dataclasses.replace(named, start=digest_of(initial))
     Rules.of(named, layout)  # what the coordinator would refuse is a mistake in the spec: say so as one
     return connection.create_run(named, layout, initial)
 

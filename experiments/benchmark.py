@@ -19,7 +19,7 @@ from wire.spec import Plain
 EXAMPLES = f"""\
 examples:
   edgetune experiment benchmark --preset tiny                             a byte model, seconds
-  edgetune experiment benchmark --preset small --jobs 2 --out study       SmolLM2-135M; an hour; goes on where it was
+  edgetune experiment benchmark --preset small --jobs 2 --out study       SmolLM2-135M; hours; goes on where it was
   edgetune experiment benchmark --methods fedit ffa_lora mezo --domains news --partitions natural dirichlet-0.1 sizes-0.5
   edgetune experiment benchmark --methods fedit --codecs float32 int8 rotated_ecsq --domains speeches
   edgetune experiment benchmark --methods mezo --engines onnx torch --domains news

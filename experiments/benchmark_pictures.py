@@ -30,9 +30,14 @@ def fronts(report: Plain, place: str, path: Path) -> None:
             for line in (line for line in lines if line["family"] == family):
                 side.plot(*_at(line, by), mfc=_color(n) if line in best else "white", **look)
         _draw_baselines(side, report, place)
-        side.set(xlabel=name, xscale="log" if by == "mb" else "linear")
+        side.set(xlabel=name, xscale=_scale(by, [line[by] for line in lines]))
         _name_front(side, best, by)
     _explain(figure, axes[0], path)
+
+
+def _scale(by: str, sent: Sequence[float]) -> str:
+    """Of an axis: logarithmic for bytes, unless nobody has sent any, as where baselines alone were played: it has no zero."""
+    return "log" if by == "mb" and any(value > 0 for value in sent) else "linear"
 
 
 def _name_front(side: Any, best: Sequence[Plain], by: str) -> None:
@@ -83,7 +88,7 @@ def curves(report: Plain, place: str, path: Path) -> None:
                 point for point in _points(report, line) if point[by] > 0 or by != "mb"
             ]  # a log scale has no zero
             side.plot([point[by] for point in reached], [point["loss"] for point in reached], **_style(line, best))
-        side.set(xlabel=name, xscale="log" if by == "mb" else "linear")
+        side.set(xlabel=name, xscale=_scale(by, [line[by] for line in lines]))
     _explain(figure, axes[-1], path)
 
 

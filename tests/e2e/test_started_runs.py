@@ -12,31 +12,29 @@ from tests.processes import CoordinatorProcess, edgetune, finished, start_client
 from wire import spec
 from wire.messages import RunStatus
 
-FIRST = """
-name = "first"
-rounds = 3
-codec = "float32"
+TABLES = """
 [base]
 model = "toy"
 format = "toy"
 [cohort]
 goal = 2
 [method]
+"""
+FIRST = f"""
+name = "first"
+rounds = 3
+codec = "float32"
+{TABLES}
 id = "lora"
 rank = 4
 local_steps = 6
 learning_rate = 0.05
 """
 SECOND = FIRST.replace('"first"', '"second"').replace("rank = 4", "rank = 6").replace("rounds = 3", "rounds = 2")
-LOSSES = """
+LOSSES = f"""
 name = "second"
 rounds = 2
-[base]
-model = "toy"
-format = "toy"
-[cohort]
-goal = 2
-[method]
+{TABLES}
 id = "mezo"
 local_steps = 2
 perturbations = 2

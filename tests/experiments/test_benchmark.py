@@ -209,7 +209,16 @@ def cell(row: str, losses: list[float], own: dict[str, float], sent: int = 1_000
     ]  # fmt: skip
     found = {"points": points, "own": own, "accuracy": 0.5, "general": losses[-1], "parameters": 10, "peak_memory": 1e8}
     found |= {"exact": 0.25, "rouge_l": 0.75}
-    return {"row": row, "place": "law/natural", "seed": 0, "devices": 2, "refused": None, "errors": []} | found
+    return {
+        "row": row,
+        "place": "law/natural",
+        "seed": 0,
+        "devices": 2,
+        "refused": None,
+        "errors": [],
+        "machine": {},
+        "processor_s": 1.0,
+    } | found
 
 
 def test_a_report_reckons_gaps_targets_budgets_and_fairness_from_the_cells() -> None:
@@ -227,6 +236,15 @@ def test_a_report_reckons_gaps_targets_budgets_and_fairness_from_the_cells() -> 
     assert line["own_gini"] == pytest.approx(abs(0.8 - 1.6) / (2 * 2.4), abs=1e-4)
     assert line["forgotten"] == pytest.approx(-1.8) and line["bytes_up"] == 500_000
     assert (line["exact"], line["rouge_l"]) == (0.25, 0.75)
+
+
+def test_where_only_the_baselines_were_played_there_is_a_report_as_well(folder: Path, tmp_path: Path) -> None:
+    settings = json.loads(json.dumps(benchmark._settings(asked(folder, tmp_path, "--preset", "tiny"))))
+    report = benchmark_report.made(
+        settings, [cell("base", [4.0], {"a": 4.0}, 0), cell("local", [4.0, 3.0], {"a": 3.0}, 0)], 0.8
+    )
+    benchmark_report.write(report, tmp_path)
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
 def test_a_front_has_what_nothing_beats() -> None:
