@@ -12,7 +12,7 @@ from wire.banks import banks
 from wire.codecs.chain import Chain
 from wire.delta import HISTORY, Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, SpecError
-from wire.portion_rules import PORTIONS, Bank, Rule
+from wire.portion_rules import Rule, rule_of
 from wire.portions import Part
 from wire.run_spec import RunSpec, check_mode
 from wire.scalars import Directions, Scalars, Step, Trajectory
@@ -48,7 +48,7 @@ class Rules:
         aggregator = spec.build(AGGREGATORS, run.aggregator, "aggregator")
         optimizer = spec.build(SERVER_OPTIMIZERS, run.server_optimizer, "server_optimizer")
         downlink = run.downlink.chain() if run.downlink else None
-        made = cls(run, layout, run.chain(), aggregator, optimizer, downlink, _portions(run))
+        made = cls(run, layout, run.chain(), aggregator, optimizer, downlink, rule_of(run))
         check_mode(run)
         if aggregator.individual:
             _check_individual(made)
@@ -60,7 +60,7 @@ class Rules:
             )
         if made.portions is None and any(tensor.role in HISTORY for tensor in layout.tensors):
             raise SpecError('portions: a layout with history needs them, at least [portions] id = "tuned"')
-        if (made.portions.names if isinstance(made.portions, Bank) else ()) != tuple(banks(layout)):
+        if (made.portions.names if made.portions else ()) != tuple(banks(layout)):
             raise SpecError('portions: the layout has other banks than [portions] id = "bank" names')
         if made.codec is None and made.downlink:
             raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
@@ -174,8 +174,3 @@ def _check_individual(made: Rules) -> None:
             f"aggregator: {name} holds every update of a round: {held / 2**30:.1f} GiB, more than {MOST_HELD >> 30}"
         )
     made.aggregator.check_layout(made.layout, made.portions)
-
-
-def _portions(run: RunSpec) -> Rule | None:
-    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
-    return rule

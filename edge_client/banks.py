@@ -9,25 +9,18 @@ import numpy as np
 from edge_client.adapters import Adapter, Base
 from edge_client.engines import Engine, Tokens
 from edge_client.view import View
-from wire import spec
 from wire.banks import banks, spread
 from wire.delta import Layout, Vector
 from wire.errors import UserError
-from wire.portion_rules import PORTIONS, Bank, Rule, chance
+from wire.portion_rules import chance, rule_of
 from wire.run_spec import RunSpec
 from wire.scalars import Trajectory
-
-
-def rule_of(run: RunSpec) -> Rule | None:
-    """What the devices of a run send; None where that is everything."""
-    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
-    return rule
 
 
 def names_of(run: RunSpec) -> tuple[str, ...]:
     """The run's banks; none where it has one adapter."""
     rule = rule_of(run)
-    return rule.names if isinstance(rule, Bank) else ()
+    return rule.names if rule else ()
 
 
 def layout_of(run: RunSpec, adapter: Adapter, base: Base) -> Layout:

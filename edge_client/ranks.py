@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from edge_client.adapters import Adapter, Base, whole_layout
-from edge_client.banks import rule_of
 from edge_client.methods import Method
 from edge_client.view import fitting_rank, full_rank
 from wire.errors import MachineError
+from wire.portion_rules import rule_of
 from wire.run_spec import RunSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_client import bases, data
 from edge_client.adapters import Adapter, Base
-from edge_client.banks import initial_of, layout_of, named, names_of, rule_of
+from edge_client.banks import initial_of, layout_of, named, names_of
 from edge_client.data import Example
 from edge_client.engines import BROUGHT_BY, ENGINES, Tokens
 from edge_client.methods import METHODS, Method
@@ -29,6 +29,7 @@ from wire.codecs.chain import Chain
 from wire.delta import HISTORY, Layout, Vector, layer_number
 from wire.errors import DataError, MissingExtra, Reason, Refused, SpecError
 from wire.messages import Task
+from wire.portion_rules import rule_of
 from wire.run_spec import RunSpec, check_mode
 
 

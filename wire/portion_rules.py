@@ -6,11 +6,12 @@ not moved by that round.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,21 +21,34 @@ from wire.delta import HISTORY, Layout, layer_number
 from wire.density import Density
 from wire.errors import PayloadError, Reason
 from wire.portions import MAX_RANK, Portion
+from wire.run_spec import RunSpec
 
 
-class Rule(Protocol):
-    """A row of PORTIONS. `least_rank`: the smallest rank that a device may choose, None where all have the same; `choose`: of how
-    many layers at the most a device sends those it chooses, None where it sends all that it may; `rest`: whether it tunes the
-    rest too, and keeps what it could not send; `density`: how much of its part it sends, None for all."""
+class Rule(abc.ABC):
+    """A row of PORTIONS, which says what differs. `least_rank`: the smallest rank that a device may choose, None where all have
+    the same; `choose`: of how many layers at the most a device sends those it chooses, None where it sends all that it may;
+    `rest`: whether it tunes the rest too, and keeps what it could not send; `density`: how much of its part it sends, None for
+    all; `names`: of the adapters that the layout has, of which a device sends one, none where it has one."""
 
-    id: str
-    rest: bool
-    density: Density | None
-    choose: int | None
-    least_rank: int | None
+    id: ClassVar[str]
+    rest: ClassVar[bool] = False
+    density: Density | None = None
+    least_rank: int | None = None
+    names: tuple[str, ...] = ()
 
+    @property
+    def choose(self) -> int | None:
+        return None
+
+    @abc.abstractmethod
     def most(self, layout: Layout, number: int, device: str) -> Portion:
         """The most that `device` may send in round `number`."""
+
+
+def rule_of(run: RunSpec) -> Rule | None:
+    """What the devices of a run send; None where that is everything. Raises SpecError."""
+    rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
+    return rule
 
 
 def check(rule: Rule, portion: Portion, layout: Layout, number: int, device: str) -> None:
@@ -69,14 +83,11 @@ PORTIONS: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class Tuned(Rule):
     """Everything but history; with `least_rank` a device may have a smaller rank, down to this one."""
 
     least_rank: int | None = None
     id: ClassVar[str] = "tuned"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if self.least_rank is not None and not 1 <= self.least_rank <= MAX_RANK:
@@ -87,14 +98,11 @@ class Tuned:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class Chosen(Rule):
     """Whichever layers the device finds worth it: by the size of their gradients, at most `layers` of them."""
 
     layers: int = 1
     id: ClassVar[str] = "chosen"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_count("layers", self.layers)
@@ -108,14 +116,10 @@ class Chosen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Alternate:
+class Alternate(Rule):
     """B in odd rounds, A in even ones, the other frozen: each round's mean of products is exact (RoLoRA, arXiv 2502.01755)."""
 
     id: ClassVar[str] = "alternate"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def most(self, layout: Layout, number: int, device: str) -> Portion:
         frozen = "lora_A" if number % 2 else "lora_B"
@@ -123,15 +127,12 @@ class Alternate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fragments:
+class Fragments(Rule):
     """Every device sends the same of `count` fragments, one after the other (Streaming DiLoCo, arXiv 2501.18512)."""
 
     count: int = 4
     id: ClassVar[str] = "fragments"
     rest: ClassVar[bool] = True
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_count("count", self.count)
@@ -141,7 +142,7 @@ class Fragments:
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments:
+class Segments(Rule):
     """Every device begins elsewhere in `count` segments, so that a round has them all (EcoLoRA, arXiv 2506.02001). With a
     `density` it sends the largest entries of its segment alone, fewer as its loss falls, and the rest when their turn comes."""
 
@@ -149,8 +150,6 @@ class Segments:
     density: Density | None = dataclasses.field(default=None, metadata=spec.LATER)
     id: ClassVar[str] = "segments"
     rest: ClassVar[bool] = True
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_count("count", self.count)
@@ -160,15 +159,11 @@ class Segments:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomLayers:
+class RandomLayers(Rule):
     """`layers` layers, drawn anew for each device and round (FedRA, arXiv 2311.11227)."""
 
     layers: int = 1
     id: ClassVar[str] = "random_layers"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         _check_count("layers", self.layers)
@@ -181,17 +176,13 @@ class RandomLayers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Growing:
+class Growing(Rule):
     """At first the last `layers` layers at `rank`; every `rounds` rounds as many more of both (FedAdapter, arXiv 2205.10162)."""
 
     layers: int = 1
     rank: int = 1
     rounds: int = 1
     id: ClassVar[str] = "growing"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "rank", "rounds"):
@@ -205,16 +196,12 @@ class Growing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bank:
+class Bank(Rule):
     """An adapter for each of `names` in one run, and of them the one whose loss on the device's text is the least, or that its
     person names (IFCA, arXiv 2006.04088): what the updates of a bank say moves that bank alone."""
 
     names: tuple[str, ...] = ("first", "second")
     id: ClassVar[str] = "bank"
-    rest: ClassVar[bool] = False
-    density: ClassVar[Density | None] = None
-    choose: ClassVar[int | None] = None
-    least_rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         if not 2 <= len(set(self.names)) == len(self.names) <= 1024:
