@@ -56,6 +56,11 @@ OUTER: Plain = {"id": "momentum", "learning_rate": 0.7, "momentum": 0.9, "nester
 ADAPTIVE: Plain = {"portions": {"id": "segments", "count": 4, "density": {}}, "codec": "int8"}
 """EcoLoRA's segments with as many entries as the loss asks for; what is zero takes part of a bit in an `int8` payload."""
 SPARSE: list[Plain] = [{"id": "top_k", "fraction": 0.25}, {"id": "rice"}, {"id": "pack"}]
+PACKED: Plain = {
+    "codec": [{"id": "error_feedback", "inner": [{"id": "chunk_top_k"}], "decay": 0.95}, {"id": "pack"}],
+    "downlink": {"codec": [{"id": "top_k", "fraction": 0.0626}, {"id": "rice"}, {"id": "pack"}]},
+}
+"""SparseLoCo's 64 of 4096 up; down all that four devices sent together, as it is."""
 ANY_RANK: Plain = {"portions": {"id": "tuned", "least_rank": 1}}
 
 
@@ -104,7 +109,7 @@ SURVEY: Mapping[str, Row] = {
     "streaming": _lora("2501.18512", PORTIONS, {"portions": {"id": "fragments", "count": 4}, "server_optimizer": OUTER}),
     "diloco": _lora("2311.08105", SERVER, {"server_optimizer": OUTER}),
     "fedadam": _lora("2003.00295", SERVER, {"server_optimizer": {"id": "adam", "learning_rate": 1e-3}}),
-    "sparseloco": _lora("2508.15706", "tests/wire/test_comparators.py", ROWS["chunk_top_k"].spec),
+    "sparseloco": Row("LoRA", "2508.15706", LORA | {"learning_rate": 1e-2}, PACKED, tested="tests/wire/test_comparators.py"),
     "rotated_ecsq": _lora("", "tests/wire/test_ecsq.py", ROWS["rotated_ecsq"].spec),
     "hetlora": _ranks("2401.06432", AGGREGATED, {"aggregator": {"id": "hetlora"}}),
     "flexlora": _ranks("2402.11505", AGGREGATED, {"aggregator": {"id": "flexlora"}}),
@@ -148,7 +153,7 @@ SURVEY: Mapping[str, Row] = {
     ),
     "ferret": Row(
         "other: shared randomness", "2409.06277",
-        {"id": "ferret", "adapter": CORE, "projections": 256, "learning_rate": 1e-2}, tested=ZEROTH,
+        {"id": "ferret", "adapter": CORE, "projections": 1024, "learning_rate": 0.1}, tested=ZEROTH,
     ),
     "hybrid": Row(
         "other: hybrid order", "",
