@@ -13,9 +13,23 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from wire import spec
-from wire.codecs import Array, Fields, FieldShape, Shape, State, expect, fitting, rank_rows, rans, tables, trellis
+from wire.codecs import (
+    Array,
+    Fields,
+    FieldShape,
+    Shape,
+    State,
+    expect,
+    fitting,
+    kernels,
+    rank_rows,
+    rans,
+    tables,
+    trellis,
+)
 from wire.codecs.kernels import Ints
 from wire.codecs.pack import COUNT_BYTES
+from wire.codecs.rank_rows import RankRows
 from wire.codecs.tables import Tables
 from wire.delta import Vector
 from wire.errors import PayloadError, Reason
@@ -89,10 +103,9 @@ class Ecsq:
             raise PayloadError(Reason.BAD_PAYLOAD, "a row has a class that is not there")
         values, lookup = found.by_class(found.values(step)), found.by_class(rans.lookup(found.frequencies))
         reader = rans.Reader(y["words"], rans.lanes(size), int(rows.lengths.max()), size, self.quantizers)
-        escapes = _Escapes(y["escapes"])
+        escapes = _Escapes(y["escapes"], found, step, size)
         for mine, part_rows in rank_rows.by_tensor(like["values"]):
-            part = reader.read(part_rows, used[mine], lookup, values)
-            yield escapes.filled(part, part_rows.lengths, used[mine], found, step)
+            yield escapes.filled(reader.read(part_rows, used[mine], lookup, values), part_rows, used[mine])
         reader.close()
         escapes.close()
 
@@ -105,23 +118,22 @@ class Ecsq:
 class _Escapes:
     """The levels that have no symbol, in the order in which their places are found."""
 
-    def __init__(self, levels: Array) -> None:
-        self._levels = levels
+    def __init__(self, levels: Array, found: Tables, step: np.float32, size: int) -> None:
+        self._levels, self._step, self._at = levels.astype(np.int16), step, 0
+        self._shifts = found.centroids[:: found.quantizers, -1] / tables.CENTROID_UNITS
+        self._kernel = kernels.fastest(size) if found.escaping else None
 
-    def filled(self, part: Array, lengths: Ints, used: Ints, found: Tables, step: np.float32) -> Vector:
-        """`part` with its next levels in it."""
-        if not len(self._levels) and not found.escaping:
-            return part
-        places = np.flatnonzero(np.isnan(part))
-        levels, self._levels = self._levels[: len(places)].astype(np.int64), self._levels[len(places) :]
-        if len(levels) < len(places) or not levels.all():
+    def filled(self, part: Array, rows: RankRows, used: Ints) -> Vector:
+        """`part` with its next levels in it. Raises PayloadError."""
+        if self._kernel is not None:
+            self._at = self._kernel.escaped(
+                part, rows.starts, rows.lengths, used, self._shifts, self._step, self._levels, self._at
+            )
+        if self._at < 0:
             raise PayloadError(Reason.BAD_PAYLOAD, "levels are missing, or 0, where there is no symbol for them")
-        classes = used[np.searchsorted(np.cumsum(lengths), places, side="right")]
-        shift = found.centroids[found.quantizers * classes, -1]
-        magnitudes = np.abs(levels) + shift / tables.CENTROID_UNITS
-        part[places] = step * np.copysign(magnitudes, levels).astype(np.float32)
         return part
 
     def close(self) -> None:
-        if len(self._levels):
+        """All levels have been met. Raises PayloadError."""
+        if self._at != len(self._levels):
             raise PayloadError(Reason.BAD_PAYLOAD, "there are levels that belong nowhere")

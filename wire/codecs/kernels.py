@@ -150,6 +150,22 @@ def decode(
     return at
 
 
+def escaped(
+    part: Vector, starts: Ints, lengths: Ints, tables: Ints, shifts: npt.NDArray[np.float64], step: np.float32,
+    levels: npt.NDArray[np.int16], at: int,
+) -> int:  # fmt: skip
+    """Every nan of `part` becomes sign · step · (|level| + shifts[table of its row]) of the next of `levels` from `at` on. The
+    next level's place, or -1 where one is 0 or missing."""
+    places = np.flatnonzero(np.isnan(part))
+    mine = levels[at : at + len(places)].astype(np.int64)
+    if len(mine) < len(places) or not mine.all():
+        return -1
+    rows = np.searchsorted(starts + lengths, places, side="right")
+    magnitudes = np.abs(mine) + shifts[tables[rows]]
+    part[places] = step * np.copysign(magnitudes, mine).astype(np.float32)
+    return at + len(places)
+
+
 def reflect(rows: Vector, normal: npt.NDArray[np.int8]) -> None:
     """rows -= normal · (2 / normal² · (normal · rows)), in place; rows float32 [r, columns]. Sums run from the first row on."""
     factor = np.float32(2.0 / int((normal.astype(np.int64) ** 2).sum()))
@@ -159,6 +175,16 @@ def reflect(rows: Vector, normal: npt.NDArray[np.int8]) -> None:
     total *= factor
     for number, row in zip(normal, rows, strict=True):
         row -= np.float32(number) * total
+
+
+def turn_back(rows: Vector, entries: npt.NDArray[np.int8], top: int, many: int) -> None:
+    """Undo `many` reflections, the last one first, in place; each has one row less than that before. `entries` has all normals'
+    but the first of each, which is `top`."""
+    end = len(entries)
+    for number in range(many - 1, -1, -1):
+        start = end - (len(rows) - number - 1)
+        reflect(rows[number:], np.concatenate([np.array([top], np.int8), entries[start:end]]))
+        end = start
 
 
 def add(total: Ints, values: Vector, scale: np.float32, weight: int) -> None:

@@ -24,6 +24,7 @@ from wire.codecs.kernels import (
 )
 
 FOUR, LOW_HALF = np.uint8(4), np.uint8(15)
+EIGHT = np.int32(8)
 PIECE = 1 << 12
 """Codes unpacked at a time, so that they stay in the nearest cache."""
 HIGHEST = np.float32(LARGEST_LEVEL * UNITS)
@@ -112,10 +113,10 @@ def _encode(
         for j in range(lengths[row] - 1, -1, -1):
             state, symbol = states[lane], symbols[start + j]
             width = frequency[symbol]
-            if state >= np.uint64(width) << np.uint64(20):
-                at -= 1
-                words[at] = np.uint16(state & LOW_WORD)
-                state = state >> U16
+            full = state >= np.uint64(width) << np.uint64(20)
+            words[at - 1] = np.uint16(state & LOW_WORD)
+            at -= np.int64(full)
+            state = state >> U16 if full else state
             share = np.uint32((np.float64(state) + 0.5) * reciprocal[symbol])
             states[lane] = np.uint32((share << U12) + np.uint32(state - share * width) + before[symbol])
             lane = lane - 1 if lane > 0 else lanes - 1
@@ -148,6 +149,23 @@ def _decode(
     return at
 
 
+def _escaped(part: Any, starts: Any, lengths: Any, tables: Any, shifts: Any, step: Any, levels: Any, at: Any) -> Any:
+    for row in range(starts.size):
+        mine, missing = part[starts[row] : starts[row] + lengths[row]], np.int64(0)
+        for i in range(mine.size):
+            missing += mine[i] != mine[i]
+        for i in range(mine.size if missing > 0 else 0):
+            if mine[i] == mine[i]:
+                continue
+            if at >= levels.size or levels[at] == 0:
+                return np.int64(-1)
+            level = np.int64(levels[at])
+            magnitude = np.float32(abs(level) + shifts[tables[row]])
+            mine[i] = step * (magnitude if level > 0 else -magnitude)
+            at += 1
+    return at
+
+
 def _reflect(rows: Any, normal: Any) -> None:
     squares: Any = np.int64(0)
     for i in range(normal.size):
@@ -164,6 +182,15 @@ def _reflect(rows: Any, normal: Any) -> None:
         number, row = np.float32(normal[i]), rows[i]
         for j in range(row.size):
             row[j] -= number * total[j]
+
+
+def _turn_back(rows: Any, entries: Any, top: Any, many: Any) -> None:
+    end, normal = entries.size, np.empty(rows.shape[0], np.int8)
+    for number in range(many - 1, -1, -1):
+        mine = normal[: rows.shape[0] - number]
+        mine[0], mine[1:] = top, entries[end - mine.size + 1 : end]
+        reflect(rows[number:], mine)
+        end -= mine.size - 1
 
 
 def _add(total: Any, values: Any, scale: Any, weight: Any) -> None:
@@ -194,7 +221,8 @@ def _unpack(packed: Any, codes: Any) -> Any:
 
 
 def _add_nibbles(total: Any, packed: Any, units: Any, block: Any) -> Any:
-    """A piece at a time, in loops that are short enough to be vectorized: codes first, then products block by block."""
+    """A piece at a time, in loops that are short enough to be vectorized: codes first, then products block by block. A product
+    of two numbers of 32 bits has 64 and is one instruction; one of two of 64 is several."""
     codes, least = np.empty(PIECE, np.uint8), LOW_HALF
     for first in range(0, total.size, PIECE):
         least, end = (
@@ -204,9 +232,13 @@ def _add_nibbles(total: Any, packed: Any, units: Any, block: Any) -> Any:
         for number in range(first // block, (end - 1) // block + 1):
             start = max(first, number * block)
             mine, unit = total[start : min(end, (number + 1) * block)], units[number]
-            part = codes[start - first : start - first + mine.size]
-            for i in range(mine.size):
-                mine[i] += (np.int64(part[i]) - 8) * unit
+            part, narrow = codes[start - first : start - first + mine.size], np.int32(unit)
+            if narrow == unit:
+                for i in range(mine.size):
+                    mine[i] += np.int64((np.int32(part[i]) - EIGHT) * narrow)
+            else:
+                for i in range(mine.size):
+                    mine[i] += (np.int64(part[i]) - 8) * unit
     return np.int64(least) - 8
 
 
@@ -229,7 +261,9 @@ _compiled = numba.njit(cache=True, nogil=True)
 sums = _compiled(_sums)
 histogram = _compiled(_histogram)
 decode = _compiled(_decode)
+escaped = _compiled(_escaped)
 reflect = _compiled(_reflect)
+turn_back = _compiled(_turn_back)
 add = _compiled(_add)
 unpack = _compiled(_unpack)
 add_bytes = _compiled(_add_bytes)
@@ -249,7 +283,7 @@ def quantize(values: Any, starts: Ints, lengths: Ints, tables: Ints, inverse: An
 def encode(symbols: Any, starts: Ints, lengths: Ints, tables: Ints, frequencies: Ints, lanes: int) -> Words:
     """As `kernels.encode`."""
     states: States = np.full(lanes, LOWEST, np.uint32)
-    words = np.empty(symbols.size, np.uint16)
+    words = np.empty(symbols.size + 1, np.uint16)
     known = frequencies.astype(np.uint32), cumulative(frequencies).astype(np.uint32)
     at = _encoded(symbols, starts, lengths, tables, *known, states, words)
     return np.concatenate([states.astype("<u4").view("<u2"), words[at:]])

@@ -84,18 +84,11 @@ class RankRotate:
     def parts(self, y: Fields, like: Shape, parts: Iterable[Vector]) -> Iterator[Vector]:
         """Tensor after tensor, turned back in place. Raises PayloadError."""
         kernel = kernels.fastest(like["values"].length)
-        entries = _unpacked(y["normals"], self.bits, self._entries(like["values"]))
-        normals, at = np.empty(len(entries) + 1, np.int8), 0
-        normals[1:] = entries
+        entries, at = _unpacked(y["normals"], self.bits, self._entries(like["values"])), 0
         for part, (rank, columns) in zip(parts, rank_rows.grids(like["values"].tensors), strict=True):
-            rows = part.reshape(rank, columns)
-            many = self._many(rank)
-            ends = [at + number * rank - number * (number + 1) // 2 for number in range(many + 1)]
-            for number in range(many - 1, -1, -1):
-                normal = normals[ends[number] : ends[number + 1] + 1].copy()
-                normal[0] = self.top
-                kernel.reflect(rows[number:], normal)
-            at = ends[many]
+            end = at + self._sent(rank)
+            kernel.turn_back(part.reshape(rank, columns), entries[at:end], self.top, self._many(rank))
+            at = end
             yield part
 
     def _many(self, rank: int) -> int:
@@ -103,9 +96,13 @@ class RankRotate:
         return self.reflectors if rank > self.reflectors else 0
 
     def _entries(self, values: FieldShape) -> int:
-        """How many entries of normals are sent: of each all but the first."""
-        many = [(rank, self._many(rank)) for rank, _ in rank_rows.grids(values.tensors)]
-        return sum(number * rank - number * (number + 1) // 2 for rank, number in many)
+        """How many entries of normals are sent."""
+        return sum(self._sent(rank) for rank, _ in rank_rows.grids(values.tensors))
+
+    def _sent(self, rank: int) -> int:
+        """Of a tensor's normals all but the first entry of each."""
+        many = self._many(rank)
+        return many * rank - many * (many + 1) // 2
 
     def _found(self, values: Vector, tensors: tuple[Tensor, ...]) -> list[list[Normal]]:
         """The normals of each tensor, first to last."""
