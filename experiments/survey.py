@@ -109,7 +109,7 @@ SURVEY: Mapping[str, Row] = {
     "streaming": _lora("2501.18512", PORTIONS, {"portions": {"id": "fragments", "count": 4}, "server_optimizer": OUTER}),
     "diloco": _lora("2311.08105", SERVER, {"server_optimizer": OUTER}),
     "fedadam": _lora("2003.00295", SERVER, {"server_optimizer": {"id": "adam", "learning_rate": 1e-3}}),
-    "sparseloco": Row("LoRA", "2508.15706", LORA | {"learning_rate": 1e-2}, PACKED, tested="tests/wire/test_comparators.py"),
+    "sparseloco": Row("LoRA", "2508.15706", LORA | {"learning_rate": 1e-2}, PACKED, tested="tests/experiments/test_recipes.py"),
     "rotated_ecsq": _lora("", "tests/wire/test_ecsq.py", ROWS["rotated_ecsq"].spec),
     "hetlora": _ranks("2401.06432", AGGREGATED, {"aggregator": {"id": "hetlora"}}),
     "flexlora": _ranks("2402.11505", AGGREGATED, {"aggregator": {"id": "flexlora"}}),

@@ -36,6 +36,21 @@ def test_updates_and_releases_have_densities_of_their_own_and_nothing_is_owed() 
     assert loss(simulation) < before - 0.2
 
 
+def test_a_release_has_all_that_devices_kept_of_their_chunks_as_it_is() -> None:
+    """SparseLoCo (arXiv 2508.15706): the largest of each chunk up, with error feedback that fades; down the mean of them."""
+    up = [{"id": "error_feedback", "inner": [{"id": "chunk_top_k", "chunk": 256, "kept": 4}], "decay": 0.95}]
+    simulation = federation(codec=[*up, {"id": "pack"}], downlink={"codec": top_k(len(DEVICES) * 4 / 256)})
+    before, text = loss(simulation), texts(simulation)
+    for _ in range(8):
+        start = simulation.adapter
+        sent = [simulation.sent(device, text[device]) for device in DEVICES]
+        ups = [moved(simulation.rules.read(one.payload)) for one in sent]
+        assert all((np.count_nonzero(vector.reshape(-1, 256), axis=1) <= 4).all() and vector.any() for vector in ups)
+        simulation.publish(sent)
+        assert np.allclose(simulation.adapter - start, np.mean(ups, axis=0), atol=1e-6)
+    assert loss(simulation) < before - 0.1
+
+
 def moved(update: object) -> Vector:
     vector: Vector = update.vector  # type: ignore[attr-defined]
     return vector
