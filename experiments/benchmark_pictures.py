@@ -13,6 +13,8 @@ from wire.spec import Plain
 FRONTS = {"mb": "MB of all devices, both ways", "peak_mb": "peak MB of the process", "seconds": "processor seconds"}
 ACROSS = {"mb": "MB of all devices, both ways", "forwards": "forwards", "seconds": "processor seconds"}
 MARKS = "os^Dv<>PX*"
+EDGE = 0.14
+"""The part of a panel's width that a name takes."""
 
 
 def fronts(report: Plain, place: str, path: Path) -> None:
@@ -32,6 +34,8 @@ def fronts(report: Plain, place: str, path: Path) -> None:
         _draw_baselines(side, report, place)
         side.set(xlabel=name, xscale=_scale(by, [line[by] for line in lines]))
         _name_front(side, best, by)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low - 0.08 * (high - low), high)  # of all panels: room for the lowest names
     _explain(figure, axes[0], path)
 
 
@@ -48,8 +52,8 @@ def _name_front(side: Any, best: Sequence[Plain], by: str) -> None:
         close = abs(x - before[0]) < 0.2 and abs(y - before[1]) < 0.025
         before, drop = (x, y), drop + 10 if close else 0
         side.annotate(
-            line["row"], _at(line, by), (5 if x < 0.2 else -5, -5 - drop), textcoords="offset points", fontsize=7.5,
-            ha="left" if x < 0.2 else "right", va="top",
+            line["row"], _at(line, by), (5 if x < EDGE else -5, -5 - drop), textcoords="offset points", fontsize=7.5,
+            ha="left" if x < EDGE else "right", va="top",
         )  # fmt: skip
 
 

@@ -67,7 +67,9 @@ class Blockwise:
     def add(self, y: Fields, like: Shape, total: Ints, fraction_bits: int, weight: int) -> None:
         """total += weight · round(value · 2^fraction_bits), in integers alone: a scale is a whole number of 2^-24, and a code's
         product with it is exact in float32. Raises PayloadError, as late as at the end."""
-        units = (checked_scales(y["scales"]).astype(np.float64) * (2.0**fraction_bits * weight)).astype(np.int64)
+        scales = checked_scales(y["scales"])
+        units = np.empty(len(scales), np.int64)  # in pieces, without fresh memory for every step
+        np.multiply(scales, 2.0**fraction_bits * weight, out=units, dtype=np.float64, casting="unsafe")
         kernel = kernels.fastest(len(total))
         if self.bits == 4 and len(total) % 2 and y["codes"][-1] & 15 != 8:
             raise PayloadError(Reason.BAD_PAYLOAD, "the code after the last one is not zero")
