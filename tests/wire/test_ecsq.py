@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,45 @@ def test_an_update_has_its_target_and_at_most_two_percent_less(bits: float, stat
     for delta in (gaussian(LARGE), gaussian(LARGE, 1, directions=2)):
         found, _ = lost(delta, bits, states=states)
         assert 0.98 * bits <= found <= bits + 160 / LARGE.size
+
+
+def signs(many: int) -> Delta:
+    """Sums of `many` signs of one size, as that many steps of a sign-like optimizer make them."""
+    chance = np.random.default_rng(many)
+    steps = chance.integers(0, 2, (many, LARGE.size)) * 2 - 1
+    return Delta(LARGE, (1e-3 * steps.sum(axis=0)).astype(np.float32))
+
+
+@pytest.mark.parametrize("before", [[], [ROTATION]])
+@pytest.mark.parametrize("states", [None, 8])
+@pytest.mark.parametrize("many", [1, 2])
+def test_where_bits_leap_with_the_step_more_of_them_still_err_less(many: int, states: int | None, before: Any) -> None:
+    found = [lost(signs(many), bits, *before, states=states) for bits in (0.2, 0.5, 1.0, 2.0, 4.0, 10.0)]
+    errors = [error for _, error in found]
+    assert all(later <= 1.01 * earlier + 1e-8 for earlier, later in pairwise(errors))
+    assert errors[0] < 0.9 and errors[1] < 0.75 and errors[3] < 0.1 and errors[5] < 2e-4
+
+
+@pytest.mark.parametrize("states", [None, 8])
+def test_tensors_of_far_apart_scales_take_as_many_bits_as_symbols_allow(states: int | None) -> None:
+    scales = np.repeat([1e-3, 1e-2, 1e-1, 1.0, 0.0], 16 * 900)
+    made = Layout(tuple(Tensor(str(n), (16, 900), "lora_A") for n in range(5)))
+    delta = Delta(made, (np.random.default_rng(2).standard_normal(made.size) * scales).astype(np.float32))
+    found = [lost(delta, bits, states=states) for bits in (2.0, 3.0, 4.0, 8.0)]
+    assert all(later <= 1.1 * earlier for (_, earlier), (_, later) in pairwise(found))
+    assert found[2][0] > 3.5 and found[2][1] < 5e-5
+
+
+@pytest.mark.parametrize("name", ["rotated_ecsq", "balanced_ectcq", "ecsq"])
+@pytest.mark.parametrize(
+    "tensor", [Tensor("z", (64,), "other"), Tensor("p", (16, 576), "prompt"), Tensor("a", (8, 256), "lora_A")]
+)
+def test_of_a_small_adapter_something_arrives_every_time(name: str, tensor: Tensor) -> None:
+    made, small = chain.codec(name), Layout((tensor,))
+    state = made.init(small)
+    for seed in range(3):
+        payload, state = made.encode(gaussian(small, seed), state)
+        assert made.decode(payload, small).vector.any()
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0, 4.0])

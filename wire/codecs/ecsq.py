@@ -34,13 +34,17 @@ from wire.codecs.tables import Tables
 from wire.delta import Vector
 from wire.errors import PayloadError, Reason
 
+LEAST_BYTES = 64
+"""What values have of an update at least, so that a small one is no empty one: what is never sent would be owed for ever."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Ecsq:
     """`values` float32 [n] -> `step` float32 [1], `tables` and `classes`, `escapes` and `words`.
 
     The update has `target_bits` a parameter, or `target_bytes`, and up to 2 % less, with everything that the stages before this
-    one send beside the values. With `states` two quantizers take turns on paths through a trellis (`viterbi`).
+    one send beside the values; less where that errs less, and more where LEAST_BYTES would not be left for values. With `states`
+    two quantizers take turns on paths through a trellis (`viterbi`).
     """
 
     target_bits: float = 0.2
@@ -79,7 +83,7 @@ class Ecsq:
         rows, rest = rank_rows.of(like["values"]), {name: field for name, field in x.items() if name != "values"}
         bits = 8 * self.target_bytes if self.target_bytes is not None else self.target_bits * len(values)
         encoder = fitting if self.states is None else trellis
-        coded = encoder.fitted(values, rows, bits - 8 * self._beside(rest, like))
+        coded = encoder.fitted(values, rows, max(8 * LEAST_BYTES, bits - 8 * self._beside(rest, like)))
         made: Fields = {
             "step": np.array([coded.step], np.float32),
             "tables": coded.tables.to_bytes(),

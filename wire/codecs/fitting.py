@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from wire.codecs import Array, kernels, rans, rate, tables
-from wire.codecs.kernels import SYMBOLS, UNITS, Ints, Words
+from wire.codecs.kernels import LARGEST, SYMBOLS, UNITS, Ints, Words
 from wire.codecs.rank_rows import RankRows
 from wire.codecs.rate import Plan
 from wire.codecs.tables import Tables
@@ -17,6 +19,9 @@ from wire.delta import Vector
 CLOSE = 0.98
 """An update has this part of its target at least, if there is so much to tell."""
 ATTEMPTS = 8
+HALVINGS = 14
+DEAD_ZONE = 0.6
+"""From which part of a step on an entry is sent, where every row is."""
 SMALLEST = 2.0**-100
 """Where no entry is larger, nothing is sent."""
 
@@ -44,13 +49,41 @@ class Coded:
         return words
 
 
+@dataclasses.dataclass
+class Fit:
+    """The best of what has been tried and takes at most `budget` bits: the one that errs least. Among those that leave nothing
+    out but what is not worth its bits (`plain`) it is the longest, which need not be measured."""
+
+    values: Vector
+    rows: RankRows
+    budget: float
+    best: Coded
+    plain: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether much of the budget is left."""
+        return self.best.bits < CLOSE * self.budget
+
+    def offer(self, made: Coded, plain: bool = True) -> None:
+        """Take it if it is better."""
+        if made.bits > self.budget or len(made.escapes) > most_escapes(len(self.values)):
+            return
+        if plain and self.plain:
+            better = made.bits > self.best.bits
+        else:
+            better = error(made, self.values, self.rows) < error(self.best, self.values, self.rows)
+        if better:
+            self.best, self.plain = made, plain
+
+
 def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
     """`values` in row order in at most `budget` bits, if so few are possible at all."""
     kernel = kernels.fastest(len(values))
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
-    best = nothing(rows, len(values))
+    fit = Fit(values, rows, budget, nothing(rows, len(values)))
     if largest < SMALLEST:
-        return best
+        return fit.best
     survey = rate.survey(values, largest, rows, kernel)
     finest, goal = largest * 2.0**-15, budget * (1 + CLOSE) / 2
     estimate, wanted = rate.Estimate(survey), goal
@@ -60,17 +93,52 @@ def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
         classes = survey.fitted(fine, wanted, rows) if jumps else survey.chosen(fine)
         made = _by_plan(values, rows, classes, fine, kernel)
         if len(made.escapes) > most_escapes(len(values)):
-            finest = 2 * fine.step
+            finest = max(1.01 * fine.step, finest_for(values))
             continue
-        if best.bits < made.bits <= budget:
-            best = made
+        fit.offer(made, not jumps)
+        if jumps:
+            fit.offer(_by_plan(values, rows, survey.chosen(coarse), coarse, kernel), plain=False)
         if CLOSE * budget <= made.bits <= budget or fine is coarse:
             break
         wanted *= goal / made.bits if made.bits else 1.0
         if jumps and made.bits < budget:
             survey = survey.without(classes < 0, rows)  # what is too little for one more row goes into a finer step
             estimate, wanted = rate.Estimate(survey), goal
-    return best
+    if fit.missed:
+        whole = np.full(len(survey.scales), DEAD_ZONE)
+        bisected(
+            fit, lambda step: _by_plan(values, rows, survey.classes, Plan(step, whole, whole), kernel), finest, largest
+        )
+    return fit.best
+
+
+def bisected(fit: Fit, made: Callable[[float], Coded], finest: float, largest: float) -> None:
+    """Offer what the finest step gives that goes into the budget with every class in it."""
+    low, high = math.log2(finest), math.log2(2 * largest)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        tried = made(2.0**middle)
+        fit.offer(tried, plain=False)
+        fits = tried.bits <= fit.budget and len(tried.escapes) <= most_escapes(len(fit.values))
+        low, high = (low, middle) if fits else (middle, high)
+
+
+def finest_for(values: Vector) -> float:
+    """The step from which on no more entries than may be have no symbol."""
+    kept = len(values) - most_escapes(len(values))
+    return float(np.partition(np.abs(values), kept)[kept]) / LARGEST if kept > 0 else 0.0
+
+
+def error(made: Coded, values: Vector, rows: RankRows) -> float:
+    """The squared error of what would be decoded."""
+    if not len(made.tables.frequencies):
+        return float(np.square(values, dtype=np.float64).sum())
+    meant = made.tables.by_class(made.tables.values(made.step))
+    classes = np.repeat(made.used, rows.lengths)
+    found = np.where(classes < 0, np.float32(0), meant[classes, made.symbols])
+    escapes = np.flatnonzero(np.isnan(found))
+    found[escapes] = made.step * made.escapes.astype(np.float32)
+    return float(np.square(found - values, dtype=np.float64).sum())
 
 
 def _by_plan(values: Vector, rows: RankRows, classes: Ints, plan: Plan, kernel: Any) -> Coded:

@@ -7,12 +7,13 @@ all rows are coded, once or twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
 from wire.codecs import Array, fitting, kernels, prices, rans, rate, tables
-from wire.codecs.fitting import ATTEMPTS, CLOSE, Coded
+from wire.codecs.fitting import ATTEMPTS, CLOSE, Coded, Fit
 from wire.codecs.kernels import ESCAPE, LARGEST_LEVEL, SYMBOLS, UNITS, Ints
 from wire.codecs.prices import Known
 from wire.codecs.rank_rows import RankRows
@@ -34,30 +35,41 @@ FAR = 0.5
 
 def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
     """`values` in row order in at most `budget` bits, if so few are possible at all."""
-    size, kernel = len(values), kernels.fastest(len(values))
+    kernel = kernels.fastest(len(values))
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
-    best = fitting.nothing(rows, size)
+    fit = Fit(values, rows, budget, fitting.nothing(rows, len(values)))
     if largest < fitting.SMALLEST:
-        return best
+        return fit.best
     survey = rate.survey(values, largest, rows, kernel)
     finest, goal = largest / LARGEST_LEVEL, budget * (1 + CLOSE) / 2
     sample, step = _taught(values, rows, survey, largest, goal, finest)
-    wanted, coarser = goal - _beside(sample.classes), 2.0
+    wanted = goal - _beside(sample.classes)
     for _ in range(ATTEMPTS):
         step = sample.step_for(wanted, step, finest)
         made = _along(sample, step)
-        if len(made.escapes) > fitting.most_escapes(size):
-            finest, coarser = (
-                coarser * step,
-                2 * coarser,
-            )  # where all entries are of one size, the first step that fits is far
+        if len(made.escapes) > fitting.most_escapes(len(values)):
+            finest = max(1.01 * step, fitting.finest_for(values) / 2)
             continue
-        if best.bits < made.bits <= budget:
-            best = made
+        fit.offer(made)
         if CLOSE * budget <= made.bits <= budget or (step <= finest and made.bits <= budget):
             break
         wanted += goal - made.bits
-    return best
+    if fit.missed or len(fit.best.escapes):
+        _whole(fit, survey, sample, finest)
+    return fit.best
+
+
+def _whole(fit: Fit, survey: Survey, sample: Sample, finest: float) -> None:
+    """Offer paths through all rows, and through those that a scalar quantizer would keep. Where many entries have one magnitude
+    bits leap as the step passes it, and none gives those that are wanted; and lessons err with levels that have no symbol."""
+    scalar = fitting.fitted(fit.values, fit.rows, fit.budget)
+    for classes in (survey.classes, np.where(scalar.used < 0, -1, survey.classes)):
+        fitting.bisected(fit, functools.partial(_guessing, sample, survey, classes), finest, sample.largest)
+
+
+def _guessing(sample: Sample, survey: Survey, classes: Ints, step: float) -> Coded:
+    """Paths through rows of `classes` by what scalar quantization would make levels cost."""
+    return _along(dataclasses.replace(sample, classes=classes, known=prices.guessed(survey, step)), step)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
