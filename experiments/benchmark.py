@@ -107,14 +107,15 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     settings, wanted = _settings(args), _wanted(args)
-    out = cells.opened(args.out, settings)
     console = Console(stderr=True)
-    failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
-    found = cells.finished(out, wanted)
-    if not found:
-        raise MachineError(failed[0])
-    report = benchmark_report.made(settings, found, args.target)
-    benchmark_report.write(report, out)
+    texts = corpora.digests([*_domains(args), *settings["general"]], args.data)
+    with cells.opened(args.out, settings, texts) as out:
+        failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
+        found = cells.finished(out, wanted)
+        if not found:
+            raise MachineError(failed[0])
+        report = benchmark_report.made(settings, found, args.target)
+        benchmark_report.write(report, out)
     for line in report["lines"]:
         console.print(benchmark_report.shown(line), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
@@ -133,7 +134,7 @@ def _settings(args: argparse.Namespace) -> Plain:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     for axis in ("methods", "domains", "partitions"):
         del common[axis]
-    general = list(preset.general if args.general is None else args.general)
+    general = list(dict.fromkeys(preset.general if args.general is None else args.general))
     data = None if args.data is None else str(args.data.resolve())
     return common | {"general": general, "data": data, "model": args.model or preset.model}
 
@@ -146,11 +147,14 @@ def _wanted(args: argparse.Namespace) -> list[Cell]:
     engines = cells.checked(args.engines, ENGINES, "--engines") if args.engines else [None]
     rows = [str(Named(method, codec, engine)) for method in methods for codec in codecs for engine in engines]
     known = {*corpora.CORPORA, *(domains.names(args.data) if args.data else ())}
-    chosen = args.domains or (domains.names(args.data) if args.data else list(preset.domains))
     places = [
         f"{domain}/{partitions.checked(how)}"
-        for domain in cells.checked(chosen, dict.fromkeys(sorted(known)), "--domains")
+        for domain in cells.checked(_domains(args), dict.fromkeys(sorted(known)), "--domains")
         for how in args.partitions or preset.partitions
     ]
     cells.checked(_settings(args)["general"], dict.fromkeys(sorted(known)), "--general")
     return cells.grid([*survey.BASELINES, *rows], places, args.seeds)
+
+
+def _domains(args: argparse.Namespace) -> list[str]:
+    return list(args.domains or (domains.names(args.data) if args.data else PRESETS[args.preset].domains))
