@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_client import bases
 from edge_client.session import settled
@@ -96,27 +97,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), [_link(text) for text in args.links], args.seeds)
-    settings = _settings(args)
-    out = cells.opened(args.out, settings)
-    todo = [cell for cell in wanted if cells.done(out, cell) is None]
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
-        for cell in todo:
-            _measure(out, cell, settings, lambda said: progress.update(bar, description=said))
-            progress.advance(bar)
-    report = bandwidth_report.made(settings, cells.finished(out, wanted), args.target)
-    bandwidth_report.write(report, out)
+    settings, console = _settings(args), Console(stderr=True)
+    with cells.opened(args.out, settings) as out:
+        _play(out, wanted, settings, console)
+        report = bandwidth_report.made(settings, cells.finished(out, wanted), args.target)
+        bandwidth_report.write(report, out)
     for line in report["lines"]:
         console.print(bandwidth_report.shown(line), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.html, report.json, report.csv, bytes.png, time.png", highlight=False)
     if args.json:
         print(json.dumps(report))
     return 0
+
+
+def _play(out: Path, wanted: Sequence[Cell], settings: Plain, console: Any) -> None:
+    """Each cell that is not done, one after the other."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    todo = [cell for cell in wanted if cells.done(out, cell) is None]
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
+        for cell in todo:
+            _measure(out, cell, settings, lambda said: progress.update(bar, description=said))
+            progress.advance(bar)
 
 
 def _link(text: str) -> str:

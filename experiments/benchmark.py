@@ -108,14 +108,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     settings, wanted = _settings(args), _wanted(args)
-    out = cells.opened(args.out, settings)
     console = Console(stderr=True)
-    failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
-    found = cells.finished(out, wanted)
-    if not found:
-        raise MachineError(failed[0])
-    report = benchmark_report.made(settings, found, args.target)
-    benchmark_report.write(report, out)
+    with cells.opened(args.out, settings) as out:
+        failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
+        found = cells.finished(out, wanted)
+        if not found:
+            raise MachineError(failed[0])
+        report = benchmark_report.made(settings, found, args.target)
+        benchmark_report.write(report, out)
     for line in report["lines"]:
         console.print(benchmark_report.shown(line), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
@@ -134,7 +134,7 @@ def _settings(args: argparse.Namespace) -> Plain:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     for axis in ("methods", "domains", "partitions"):
         del common[axis]
-    general = list(preset.general if args.general is None else args.general)
+    general = list(dict.fromkeys(preset.general if args.general is None else args.general))
     data = None if args.data is None else str(args.data.resolve())
     return common | {"general": general, "data": data, "model": args.model or preset.model}
 

@@ -70,13 +70,13 @@ def run(args: argparse.Namespace) -> int:
     known = domains.names(args.data)
     places = cells.checked(args.domains or known, dict.fromkeys(known), "--domains")
     wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), places, args.seeds)
-    out = cells.opened(args.out, _settings(args))
     console = Console(stderr=True)
-    failed = pool.play("experiments.quality", out, wanted, args.jobs, console)
-    if failed:
-        raise MachineError(failed[0])
-    report = quality_report.made(_settings(args), cells.finished(out, wanted))
-    quality_report.write(report, out)
+    with cells.opened(args.out, _settings(args)) as out:
+        failed = pool.play("experiments.quality", out, wanted, args.jobs, console)
+        if failed:
+            raise MachineError(failed[0])
+        report = quality_report.made(_settings(args), cells.finished(out, wanted))
+        quality_report.write(report, out)
     console.print(quality_report.markdown(report), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.md, report.json, report.csv, quality.png", highlight=False)
     if args.json:
