@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings, wanted = _settings(args), _wanted(args)
     console = Console(stderr=True)
-    with cells.opened(args.out, settings) as out:
+    texts = corpora.digests([*_domains(args), *settings["general"]], args.data)
+    with cells.opened(args.out, settings, texts) as out:
         failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
         found = cells.finished(out, wanted)
         if not found:
@@ -147,11 +148,14 @@ def _wanted(args: argparse.Namespace) -> list[Cell]:
     engines = cells.checked(args.engines, ENGINES, "--engines") if args.engines else [None]
     rows = [str(Named(method, codec, engine)) for method in methods for codec in codecs for engine in engines]
     known = {*corpora.CORPORA, *(domains.names(args.data) if args.data else ())}
-    chosen = args.domains or (domains.names(args.data) if args.data else list(preset.domains))
     places = [
         f"{domain}/{partitions.checked(how)}"
-        for domain in cells.checked(chosen, dict.fromkeys(sorted(known)), "--domains")
+        for domain in cells.checked(_domains(args), dict.fromkeys(sorted(known)), "--domains")
         for how in args.partitions or preset.partitions
     ]
     cells.checked(_settings(args)["general"], dict.fromkeys(sorted(known)), "--general")
     return cells.grid([*survey.BASELINES, *rows], places, args.seeds)
+
+
+def _domains(args: argparse.Namespace) -> list[str]:
+    return list(args.domains or (domains.names(args.data) if args.data else PRESETS[args.preset].domains))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,11 @@ def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
     keys, train = domains.read(folder, f"{name}.train")
     owners, test = domains.read(folder, f"{name}.test")
     return Corpus(train, keys, test, _among_others(owners, test))
+
+
+def digests(named: Iterable[str], folder: Path | None) -> dict[str, str]:
+    """The SHA-256 of the text of each domain of `folder`; a package's, which has a version, is not asked."""
+    return {} if folder is None else domains.digests(folder, [name for name in named if name not in CORPORA])
 
 
 def shared_out(found: Corpus, partition: str, devices: int, seed: int) -> dict[str, Share]:

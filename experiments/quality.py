@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     places = cells.checked(args.domains or known, dict.fromkeys(known), "--domains")
     wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), places, args.seeds)
     console = Console(stderr=True)
-    with cells.opened(args.out, _settings(args)) as out:
+    with cells.opened(args.out, _settings(args), domains.digests(args.data, places)) as out:
         failed = pool.play("experiments.quality", out, wanted, args.jobs, console)
         if failed:
             raise MachineError(failed[0])
@@ -104,6 +104,7 @@ def _settings(args: argparse.Namespace) -> Plain:
 
 def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
     """A federation from the base to its last round, measured at a few points."""
+    texts = domains.digests(Path(settings["data"]), [cell.place])
     played = Played(cell, settings)
     refused = None
     for number in range(1, settings["rounds"] + 1):
@@ -117,7 +118,7 @@ def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
             break
     played.mark()
     found = {"parameters": played.parameters, "devices": settings["clients"], "refused": refused}
-    return found | {"points": played.points()}
+    return found | {"points": played.points(), cells.TEXTS: texts}
 
 
 class Played:

@@ -116,6 +116,9 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     before = made.stat().st_mtime_ns
     assert benchmark.run(asked(folder, out, "--methods", "fedit", "--codecs", "int8")) == 0
     assert made.stat().st_mtime_ns == before
+    (folder / "code.test.jsonl").write_text((folder / "law.test.jsonl").read_text())
+    with pytest.raises(UserError, match=r"code is not the text that base\.law-natural\.0 has read"):
+        benchmark.run(asked(folder, out, "--methods", "fedit", "--codecs", "int4"))
 
 
 def test_what_generated_answers_score_is_in_every_form_of_the_report(folder: Path, tmp_path: Path) -> None:

@@ -84,6 +84,28 @@ def test_a_study_compares_rows_and_is_not_done_again(folder: Path, tmp_path: Pat
     assert len(json.loads((out / "report.json").read_text())["cells"]) == 3
 
 
+def test_a_row_is_never_compared_with_one_that_read_another_text(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--rounds", "1", "--rows", "float32"]
+    assert quality.run(asked(folder, out, *more)) == 0
+    packed = (folder / "law.train.jsonl.gz").read_bytes()
+    (folder / "law.train.jsonl").write_bytes(gzip.decompress(packed))  # the same text, in another file
+    (folder / "notes.test.jsonl").write_bytes(text([{"text": "another domain"}] * 5))
+    assert quality.run(asked(folder, out, *more, "float32", "--domains", "law", "notes")) == 0
+    assert [line["seeds"] for line in json.loads((out / "report.json").read_text())["lines"]] == [1, 1]
+    (folder / "law.train.jsonl").write_bytes(gzip.decompress(packed)[:-1])
+    with pytest.raises(UserError, match=r"law is not the text that float32\.law\.0 has read; choose another --out"):
+        quality.run(asked(folder, out, *more, "int4"))
+
+
+def test_a_domain_that_cannot_be_read_has_no_digest_and_says_why(folder: Path) -> None:
+    (folder / "law.train.jsonl.gz").write_bytes(b"no gzip")
+    (folder / "lone.train.jsonl").write_bytes(text([{"text": "a"}] * 4))
+    assert list(domains.digests(folder, ["law", "lone", "notes"])) == ["notes"]
+    with pytest.raises(DataError, match=r"law\.train\.jsonl\.gz: cannot be read"):
+        domains.read(folder, "law.train")
+
+
 def test_training_that_diverges_ends_its_cell_and_is_reported(folder: Path, tmp_path: Path) -> None:
     args = asked(folder, tmp_path, "--rows", "float32", "--learning-rate", "100")
     found = quality.measured(Cell("float32", "law", 0), quality._settings(args), lambda _: None)
