@@ -1,6 +1,7 @@
 """Domains of the benchmark: examples with whose they are, held-out ones, and questions with answers to choose among.
 
-Built in are those that packages carry; every other name is a pair of files in a folder (`experiments/domains.py`).
+Built in are those that packages carry; every other name, and one that a folder has, is a pair of files there
+(`experiments/domains.py`).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ CORPORA: Mapping[str, Callable[[int], Corpus]] = {"speeches": speeches, "news": 
 
 
 def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
-    """A domain that is built in, or NAME.train.jsonl and NAME.test.jsonl of `folder`. Raises UserError."""
-    if name in CORPORA:
+    """NAME.train.jsonl and NAME.test.jsonl of `folder` where it has them, else a domain that is built in. Raises UserError."""
+    if name in CORPORA and (folder is None or name not in domains.names(folder)):
         return CORPORA[name](devices)
     if folder is None:
         raise UserError(f"--domains: {name!r} is none of {', '.join(CORPORA)}; give a folder that has it as --data")

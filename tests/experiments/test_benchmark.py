@@ -262,6 +262,31 @@ def test_every_row_is_a_run_with_the_small_presets_schedule(row: str, folder: Pa
     assert run.rounds == settings["rounds"] and run.cohort.goal == (1 if row == "pooled" else 4)
 
 
+@pytest.mark.parametrize("row", benchmark.PRESETS["tiny"].methods)
+def test_no_row_of_the_first_command_is_refused_and_each_learns(row: str) -> None:
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    settings = json.loads(json.dumps(benchmark._settings(parser.parse_args([]))))
+    found = measured(Cell(row, "speeches/natural", 0), settings, lambda line: None)
+    assert found["refused"] is None and found["points"][-1]["loss"] < found["points"][0]["loss"]
+
+
+def test_a_rate_of_its_own_is_not_made_faster(folder: Path) -> None:
+    settings = json.loads(json.dumps(benchmark._settings(asked(folder, folder))))
+    rates = {
+        row: Setting(Cell(row, "law/natural", 0), settings).spec(4).method["learning_rate"]
+        for row in ("fedit", "sparseloco")
+    }
+    assert rates == {"fedit": 20 * survey.RATE, "sparseloco": 1e-2}
+
+
+def test_a_folders_domain_goes_before_a_built_in_one_of_its_name(folder: Path) -> None:
+    for half in ("train", "test"):
+        (folder / f"law.{half}.jsonl").rename(folder / f"speeches.{half}.jsonl")
+    assert corpora.corpus("speeches", 3, folder).train[0].messages[0].content == "party 0?"
+    assert corpora.corpus("chat", 3, folder).keys and corpora.corpus("speeches", 3, None).train[0].text
+
+
 def test_figures_that_make_no_sense_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--devices must be at least 1"):
         benchmark.run(asked(folder, tmp_path, "--devices", "0"))
