@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import figures
 from experiments.rate_distortion import bound, variances
 from quantize.tensors import SafeTensors
 from wire.codecs import chain
@@ -89,14 +90,14 @@ class Point:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("deltas", type=Path, nargs="+", metavar="DELTAS", help="safetensors files, or folders of them")
     parser.add_argument("--rows", metavar="ROW,…", help=f"default: all of {', '.join(ladder(()))}")
-    parser.add_argument("--rates", metavar="BITS,…", help="bits a parameter of the rows that have a target")
+    rates = "bits a parameter of the rows that have a target"
+    parser.add_argument("--rates", type=_rates, default=RATES, metavar="BITS,…", help=rates)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, PNG or SVG by its ending")
     parser.add_argument("--json", action="store_true", help="JSON on standard output, one object a point")
 
 
 def run(args: argparse.Namespace) -> int:
-    rates = _rates(args.rates) if args.rates else RATES
-    rows = ladder(rates)
+    rows = ladder(args.rates)
     wanted = args.rows.split(",") if args.rows else list(rows)
     if unknown := sorted(set(wanted) - set(rows)):
         raise UserError(f"--rows: unknown row {unknown[0]!r}; choose of {', '.join(rows)}")
@@ -113,10 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rates(text: str) -> list[float]:
-    try:
-        return [float(rate) for rate in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--rates {text!r}: expected numbers like 0.2,1,4") from error
+    return [figures.positive(rate) for rate in text.split(",")]
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
