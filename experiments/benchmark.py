@@ -42,7 +42,8 @@ report.html (which needs nothing beside it), report.json, report.csv and picture
 class Preset:
     """`gradients` and `losses` are schedules of first-order and of zeroth-order methods. Sequences: `train` and `own` a device,
     `held_out` of a domain; `answers`: held-out questions that are answered by generation. `length` in tokens. `general`: domains
-    whose held-out text tells what is forgotten. The methods' learning rates are times `faster`."""
+    whose held-out text tells what is forgotten. The rate that most methods share is times `faster`; a method with
+    a rate of its own keeps it."""
 
     model: str
     format: str

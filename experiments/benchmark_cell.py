@@ -140,8 +140,8 @@ class Setting:
         base = BaseRef(self.settings["model"], self.settings["format"])
         schedule = self.settings["losses" if self.row.forward_only else "gradients"]
         method = schedule | {"sequence_length": self.settings["length"]} | (instead or self.row.method)
-        if "learning_rate" in method:
-            method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
+        if method.get("learning_rate") == survey.RATE:
+            method |= {"learning_rate": self.settings["faster"] * survey.RATE}
         if self.row.who == "all in one place":
             devices, method = 1, method | {"local_steps": schedule["local_steps"] * devices}
         table = spec_of(RUN, method, self.settings["rounds"], devices, spec.plain(base), self.cell.seed)
