@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_client.engines import ENGINES
-from experiments import benchmark_report, cells, corpora, domains, partitions, pool, survey
+from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
 from experiments.benchmark_cell import Named
 from experiments.cells import Cell
 from experiments.rows import ROWS
@@ -99,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
     parser.add_argument(
-        "--target", type=float, default=0.8, metavar="SHARE", help="of the pooled gain in loss; default: %(default)s"
+        "--target",
+        type=figures.share,
+        default=0.8,
+        metavar="SHARE",
+        help="of the pooled gain in loss; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="the report on standard output")
 
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
     if args.json:
         print(json.dumps(report))
-    return 1 if failed else 0
+    return pool.ended(failed, console)
 
 
 def _settings(args: argparse.Namespace) -> Plain:
