@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import Executor
 
-from coordinator import publish
+from coordinator import blame, publish
 from coordinator.bell import Bell
 from coordinator.events import Events, unheard
 from coordinator.identities import Identities
@@ -14,7 +14,7 @@ from coordinator.meter import Times
 from coordinator.rounds import Round
 from coordinator.rules import Rules
 from coordinator.stores import Store
-from wire.errors import Diverged, Reason, Refused
+from wire.errors import Diverged, Reason, Refused, StoreError
 from wire.messages import Contribution, ReleaseManifest
 
 IDLE_S = 1.0
@@ -78,7 +78,29 @@ async def _close_due(
         except Diverged as error:
             if await store.ledger.fail(name, round_, str(error)):
                 events("failed", run=name, round=round_.number)
+        except Exception as error:  # whatever it is: one run's mistake would end every run here, at every start again
+            await _broken(store, compute, name, round_, error, events)
     return bool(ended or sealed)
+
+
+async def _broken(store: Store, compute: Executor, name: str, sealed: Round, error: Exception, events: Events) -> None:
+    """End the run that met a mistake of ours. Raises the error where the store or machine is in trouble, and StoreError where
+    a blob is damaged: that looks like any mistake."""
+    found = blame.mistake(error)
+    if found is None:
+        raise error
+    await _check_blobs(store, compute, name, sealed)
+    if await store.ledger.fail(name, sealed, found.sentence(sealed.number)):
+        events("broken", run=name, round=sealed.number, kind=found.kind, place=found.place)
+
+
+async def _check_blobs(store: Store, compute: Executor, name: str, sealed: Round) -> None:
+    parent = await store.ledger.release(name, sealed.base_version)
+    accepted = await store.ledger.contributions(name, sealed.number, sealed.attempt)
+    named = (*parent.blobs, *(contribution.digest for contribution in accepted))
+    damage = await asyncio.get_running_loop().run_in_executor(compute, publish.damage, named, store.blobs)
+    if damage is not None:
+        raise StoreError(f"run {name}: {damage}")
 
 
 async def _announced(

@@ -35,6 +35,8 @@ FIELDS: Mapping[str, re.Pattern[str] | type[int] | type[float]] = {
     "reserve": int,
     "reason": re.compile("|".join(Reason)),
     "method": re.compile(r"[A-Za-z]{1,32}"),
+    "kind": re.compile(r"[A-Za-z]{1,64}"),
+    "place": re.compile(r"[a-z0-9_.]{1,96}:[0-9]{1,6}"),
     "action": re.compile(r"[a-z]{1,16}"),
     "alarm": re.compile(r"[a-z_]{1,16}"),
 }
@@ -47,6 +49,7 @@ EVENTS: Mapping[str, str] = {
     "published": "release {version} of {run} is published: {release}, {updates} updates, combined in {seconds} s",
     "abandoned": "round {round} of {run} is abandoned: attempt {attempt} had {updates} updates",
     "failed": "run {run} has failed: round {round} cannot be combined",
+    "broken": "run {run} has failed by a mistake in edgetune: {kind} at {place}, in round {round}; please report it",
     "refused": "{method} is refused: {reason} (caller: {caller}, run: {run})",
     "invited": "an invitation was made for a device of {owner}",
     "enrolled": "device {device} is enrolled",

@@ -25,6 +25,8 @@ from wire.run_spec import RunSpec
 from wire.scalars import Scalars, Step, Trajectory
 
 Stored = bytes | memoryview
+LARGEST_CODED = np.float32(2.0**100)
+"""A step with a larger entry is not coded: stages add up entries times integers, and scale them, in float32."""
 
 
 def initial(run: RunSpec, layout: Layout, adapter_digest: str) -> ReleaseManifest:
@@ -97,6 +99,13 @@ def _check_finite(values: Vector, parent: ReleaseManifest) -> None:
         raise Diverged(f"release {number} would not be finite: training or the server optimizer has diverged")
 
 
+def _check_codable(owed: Vector, parent: ReleaseManifest) -> None:
+    if not max(owed.max(initial=0), -owed.min(initial=0)) <= LARGEST_CODED:
+        raise Diverged(
+            f"release {parent.version + 1} would be too large a step for any codec: training or the server optimizer has diverged"
+        )
+
+
 def _coded(
     by: Rules, codec: Chain, parent: ReleaseManifest, step: Vector, blobs: Blobs, delta: Stored | None
 ) -> tuple[Vector, dict[str, Stored]]:
@@ -108,6 +117,7 @@ def _coded(
     assert by.spec.downlink is not None, "where the codec is from"
     decay, residual = np.float32(by.spec.downlink.decay), stored_vector(blobs, parent.residual, by.layout.size)
     owed = step + decay * residual
+    _check_codable(owed, parent)
     encoder = by.spec.encoder(codec, parent.version + 1)
     payload = encoder.encode(Delta(by.layout, owed), encoder.init(by.layout))[0] if delta is None else delta
     sent = _sent(codec, payload, by.layout) if delta is None else codec.decode(payload, by.layout).vector
@@ -221,6 +231,22 @@ def stored(blobs: Blobs, digest: str) -> memoryview:
         if error.reason is not Reason.UNKNOWN_BLOB:
             raise
         raise StoreError(f"a release needs blob {digest[:12]}…, which is gone") from error
+
+
+def damage(digests: Iterable[str], blobs: Blobs) -> str | None:
+    """What is wrong with the first stored blob that is not what its digest says; None for none."""
+    for digest in digests:
+        try:
+            data = blobs.get(digest)
+        except StoreError as error:
+            return str(error)
+        except Refused as error:
+            if error.reason is not Reason.UNKNOWN_BLOB:
+                raise
+            return f"blob {digest[:12]}… is gone"
+        if spec.bytes_digest(data) != digest:
+            return f"blob {digest[:12]}… is damaged"
+    return None
 
 
 def vector(data: memoryview, size: int) -> Vector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from coordinator.stores import Blobs, Store, devices
 from coordinator.stores.connection import Connection
 from coordinator.tolerance import TOLERANCE, agrees
 from wire import certificates, spec
-from wire.errors import EdgetuneError, Reason, Refused, StoreError
+from wire.errors import EdgetuneError, Reason, Refused
 from wire.messages import Contribution, ReleaseManifest
 
 
@@ -97,7 +97,7 @@ async def _accepted(store: Store, name: str, release: ReleaseManifest) -> list[C
 def _check_initial(by: Rules, release: ReleaseManifest, store: Store) -> Checked:
     expected = publish.initial(by.spec, by.layout, release.adapter or "")
     fault = None if release == expected else "release 0 is not the one this run was created with"
-    return Checked(0, release.digest, 0, fault or _damage(release.blobs, store))
+    return Checked(0, release.digest, 0, fault or publish.damage(release.blobs, store.blobs))
 
 
 def _check(
@@ -116,7 +116,9 @@ def _check(
             raise  # a store that does not answer says nothing of the release
         return dataclasses.replace(verdict, fault=str(wrong))
     named = (*release.blobs, *(contribution.digest for contribution in accepted))
-    return dataclasses.replace(verdict, fault=verdict.fault or _damage(named, store), aggregation_error=error)
+    return dataclasses.replace(
+        verdict, fault=verdict.fault or publish.damage(named, store.blobs), aggregation_error=error
+    )
 
 
 def _compared(
@@ -163,18 +165,3 @@ def _unsent(made: publish.Made) -> float:
     """The energy of a release's residual."""
     residual = next(blob for blob in made.blobs if spec.bytes_digest(blob) == made.release.residual)
     return float(np.square(np.frombuffer(residual, "<f4").astype(np.float64)).sum())
-
-
-def _damage(digests: Iterable[str], store: Store) -> str | None:
-    for digest in digests:
-        try:
-            data = store.blobs.get(digest)
-        except StoreError as error:
-            return str(error)
-        except Refused as error:
-            if error.reason is not Reason.UNKNOWN_BLOB:
-                raise
-            return f"blob {digest[:12]}… is gone"
-        if spec.bytes_digest(data) != digest:
-            return f"blob {digest[:12]}… is damaged"
-    return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_client.engines import ENGINES
-from experiments import benchmark_report, cells, corpora, domains, partitions, pool, survey
+from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
 from experiments.benchmark_cell import Named
 from experiments.cells import Cell
 from experiments.rows import ROWS
@@ -42,7 +42,8 @@ report.html (which needs nothing beside it), report.json, report.csv and picture
 class Preset:
     """`gradients` and `losses` are schedules of first-order and of zeroth-order methods. Sequences: `train` and `own` a device,
     `held_out` of a domain; `answers`: held-out questions that are answered by generation. `length` in tokens. `general`: domains
-    whose held-out text tells what is forgotten. The methods' learning rates are times `faster`."""
+    whose held-out text tells what is forgotten. The rate that most methods share is times `faster`; a method with
+    a rate of its own keeps it."""
 
     model: str
     format: str
@@ -98,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
     parser.add_argument(
-        "--target", type=float, default=0.8, metavar="SHARE", help="of the pooled gain in loss; default: %(default)s"
+        "--target",
+        type=figures.share,
+        default=0.8,
+        metavar="SHARE",
+        help="of the pooled gain in loss; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="the report on standard output")
 
@@ -107,20 +112,21 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     settings, wanted = _settings(args), _wanted(args)
-    out = cells.opened(args.out, settings)
     console = Console(stderr=True)
-    failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
-    found = cells.finished(out, wanted)
-    if not found:
-        raise MachineError(failed[0])
-    report = benchmark_report.made(settings, found, args.target)
-    benchmark_report.write(report, out)
+    texts = corpora.digests([*_domains(args), *settings["general"]], args.data)
+    with cells.opened(args.out, settings, texts) as out:
+        failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
+        found = cells.finished(out, wanted)
+        if not found:
+            raise MachineError(failed[0])
+        report = benchmark_report.made(settings, found, args.target)
+        benchmark_report.write(report, out)
     for line in report["lines"]:
         console.print(benchmark_report.shown(line), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
     if args.json:
         print(json.dumps(report))
-    return 1 if failed else 0
+    return pool.ended(failed, console)
 
 
 def _settings(args: argparse.Namespace) -> Plain:
@@ -133,7 +139,7 @@ def _settings(args: argparse.Namespace) -> Plain:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     for axis in ("methods", "domains", "partitions"):
         del common[axis]
-    general = list(preset.general if args.general is None else args.general)
+    general = list(dict.fromkeys(preset.general if args.general is None else args.general))
     data = None if args.data is None else str(args.data.resolve())
     return common | {"general": general, "data": data, "model": args.model or preset.model}
 
@@ -146,11 +152,14 @@ def _wanted(args: argparse.Namespace) -> list[Cell]:
     engines = cells.checked(args.engines, ENGINES, "--engines") if args.engines else [None]
     rows = [str(Named(method, codec, engine)) for method in methods for codec in codecs for engine in engines]
     known = {*corpora.CORPORA, *(domains.names(args.data) if args.data else ())}
-    chosen = args.domains or (domains.names(args.data) if args.data else list(preset.domains))
     places = [
         f"{domain}/{partitions.checked(how)}"
-        for domain in cells.checked(chosen, dict.fromkeys(sorted(known)), "--domains")
+        for domain in cells.checked(_domains(args), dict.fromkeys(sorted(known)), "--domains")
         for how in args.partitions or preset.partitions
     ]
     cells.checked(_settings(args)["general"], dict.fromkeys(sorted(known)), "--general")
     return cells.grid([*survey.BASELINES, *rows], places, args.seeds)
+
+
+def _domains(args: argparse.Namespace) -> list[str]:
+    return list(args.domains or (domains.names(args.data) if args.data else PRESETS[args.preset].domains))

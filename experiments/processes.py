@@ -27,9 +27,11 @@ def end_orphans(out: Path) -> None:
     """End what an earlier `Processes` in this folder left behind when it was killed; never another process of its number."""
     path = out / STARTED
     for line in path.read_text().splitlines() if path.exists() else []:
-        pid, created = line.split()
-        if _created(int(pid)) == float(created) != 0.0:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(
+            ValueError, ProcessLookupError
+        ):  # a line of which a power cut left a part names nobody
+            pid, created = line.split()
+            if _created(int(pid)) == float(created) != 0.0:
                 os.kill(int(pid), signal.SIGKILL)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from experiments import bandwidth, bandwidth_report, cells
-from experiments.cells import Cell
 from experiments.processes import STARTED, end_orphans
 from tests.processes import write_texts
 from wire.errors import UserError
@@ -59,6 +58,17 @@ def test_a_federation_behind_links_is_measured_once(tmp_path: Path) -> None:
     assert again[0] == made[0] and again[1] > made[1]
     with pytest.raises(UserError, match="rounds 1, not 2"):
         bandwidth.run(asked(out, data, "--rounds", "2"))
+    write_texts(data, "xyz", 24)
+    with pytest.raises(UserError, match=r"texts\.jsonl is not the text that float32\.20-50\.0 has read"):
+        bandwidth.run(asked(out, data, "--rows", "int8"))
+
+
+def test_settings_name_data_so_that_it_is_found_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bandwidth._settings(asked(tmp_path, Path("notes.jsonl")))["data"] == str(tmp_path / "notes.jsonl")
+    assert bandwidth._settings(asked(tmp_path, Path("shakespeare")))["data"] == "shakespeare"
 
 
 def test_what_a_killed_experiment_left_is_ended_and_nobody_else(tmp_path: Path) -> None:
@@ -102,20 +112,13 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
     assert (tmp_path / "report.csv").read_text().splitlines()[1].startswith("float32,1/5,1,4.0,1.0,")
 
 
-def test_cells_come_seed_by_seed() -> None:
-    assert cells.grid(["a", "b"], ["1/5"], 2) == [
-        Cell("a", "1/5", 0), Cell("b", "1/5", 0), Cell("a", "1/5", 1), Cell("b", "1/5", 1)
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("link", ["5", "0/5", "a/b", "1/2/3", "-1/5"])
 def test_a_link_that_is_no_pair_of_rates_is_refused(link: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"--links {link!r}")):
         bandwidth.run(asked(tmp_path, tmp_path / "none", f"--links={link}"))
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="not a folder of an earlier experiment"):
-        cells.opened(tmp_path, {"rounds": 1})
-    assert (tmp_path / "thesis.txt").read_text() == "years"
+@pytest.mark.parametrize("line", ["12", "12 x", "-1 0.5", "\x00\x00"])
+def test_a_line_that_a_power_cut_left_in_part_ends_nobody(line: str, tmp_path: Path) -> None:
+    (tmp_path / STARTED).write_text(line)
+    end_orphans(tmp_path)
