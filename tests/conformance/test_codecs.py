@@ -209,6 +209,14 @@ def test_golden_payloads_decode_for_ever(name: str, rewrite_golden: bool) -> Non
             assert made == kept
 
 
+@pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.early.*.bin")), ids=lambda file: file.name)
+def test_what_an_earlier_encoder_chose_to_send_decodes_for_ever(file: Path) -> None:
+    name, early, number, _ = file.name.split(".")
+    vector = chain.codec(CODECS[name]).decode(file.read_bytes(), LAYOUT).vector
+    kept = (GOLDEN / f"{name}.{early}.{number}.f32.sha256").read_text()
+    assert hashlib.sha256(vector.tobytes()).hexdigest() == kept.strip()
+
+
 def test_a_delta_that_is_not_finite_is_not_encoded() -> None:
     codec = chain.codec("float32")
     with pytest.raises(ValueError, match="finite"):
