@@ -63,6 +63,8 @@ class Rules:
             raise SpecError('portions: a layout with history needs them, at least [portions] id = "tuned"')
         if (made.portions.names if made.portions else ()) != tuple(banks(layout)):
             raise SpecError('portions: the layout has other banks than [portions] id = "bank" names')
+        if made.portions:
+            portion_rules.check_layout(made.portions, layout)
         if made.codec is None and made.downlink:
             raise SpecError("downlink: the releases of a run of scalars alone are steps, shorter than any coded delta")
         if made.codec is None and spec.plain(optimizer) != PLAIN_STEP:

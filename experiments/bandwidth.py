@@ -14,10 +14,10 @@ from typing import Any
 from edge_client import bases
 from edge_client.session import settled
 from edge_client.transport import Connection
-from experiments import bandwidth_report, cells
+from experiments import bandwidth_report, cells, figures
 from experiments.cells import Cell
 from experiments.link import Link, Rates
-from experiments.parts import SOURCES, parts
+from experiments.parts import SOURCES, digests, parts
 from experiments.processes import Event, Processes, end_orphans
 from experiments.rows import ROWS
 from wire import run_spec
@@ -83,11 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     whats = f"{', '.join(SOURCES)}, or a file of JSON lines; default: %(default)s"
     parser.add_argument("--data", default="shakespeare", metavar="TEXT", help=whats)
-    parser.add_argument("--round-trip-ms", type=float, default=40.0, metavar="MS", help="default: %(default)s")
-    parser.add_argument("--cut-every-s", type=float, default=0.0, metavar="S", help="mean; default: never")
+    parser.add_argument(
+        "--round-trip-ms", type=figures.not_negative, default=40.0, metavar="MS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--cut-every-s", type=figures.not_negative, default=0.0, metavar="S", help="mean; default: never"
+    )
     parser.add_argument(
         "--target",
-        type=float,
+        type=figures.share,
         default=0.9,
         metavar="SHARE",
         help="of the first row's gain in loss; default: %(default)s",
@@ -100,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
     wanted = cells.grid(cells.checked(args.rows, ROWS, "--rows"), [_link(text) for text in args.links], args.seeds)
     settings, console = _settings(args), Console(stderr=True)
-    with cells.opened(args.out, settings) as out:
+    with cells.opened(args.out, settings, digests(settings["data"])) as out:
         _play(out, wanted, settings, console)
         report = bandwidth_report.made(settings, cells.finished(out, wanted), args.target)
         bandwidth_report.write(report, out)
@@ -141,11 +145,10 @@ def _settings(args: argparse.Namespace) -> Plain:
     for name, value in (("--rounds", rounds), ("--seeds", args.seeds), ("--clients", args.clients)):
         if value < 1:
             raise UserError(f"{name} must be at least 1")
-    if args.round_trip_ms < 0 or args.cut_every_s < 0:
-        raise UserError("--round-trip-ms and --cut-every-s must not be negative")
+    data = args.data if args.data in SOURCES else str(Path(args.data).resolve())
     return {
         "preset": args.preset, "model": args.model or preset.model, "format": preset.format, "method": preset.method,
-        "rounds": rounds, "clients": args.clients, "data": args.data, "round_trip_ms": args.round_trip_ms,
+        "rounds": rounds, "clients": args.clients, "data": data, "round_trip_ms": args.round_trip_ms,
         "cut_every_s": args.cut_every_s,
     }  # fmt: skip
 
@@ -153,7 +156,7 @@ def _settings(args: argparse.Namespace) -> Plain:
 def _measure(out: Path, cell: Cell, settings: Plain, tell: Tell) -> None:
     end_orphans(cells.folder(out, cell))
     folder = cells.begun(out, cell)
-    data = _dealt(settings, folder)
+    texts, data = digests(settings["data"]), _dealt(settings, folder)
     with Processes(folder) as processes, contextlib.ExitStack() as opened:
         address = processes.coordinator()
         parameters = _create(address, cell, settings)
@@ -169,7 +172,7 @@ def _measure(out: Path, cell: Cell, settings: Plain, tell: Tell) -> None:
             tell(f"{cell.row} at {cell.place} Mbit/s, seed {cell.seed}: {watched.round} of {settings['rounds']} rounds")
         with Connection(address) as connection:
             status = connection.status(RUN)
-    cells.finish(out, cell, {"parameters": parameters} | watched.found(status))
+    cells.finish(out, cell, {"parameters": parameters, cells.TEXTS: texts} | watched.found(status))
 
 
 def _rates(cell: Cell, settings: Plain) -> Rates:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_client.engines import ENGINES
-from experiments import benchmark_report, cells, corpora, domains, partitions, pool, survey
+from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
 from experiments.benchmark_cell import Named
 from experiments.cells import Cell
 from experiments.rows import ROWS
@@ -42,7 +42,8 @@ report.html (which needs nothing beside it), report.json, report.csv and picture
 class Preset:
     """`gradients` and `losses` are schedules of first-order and of zeroth-order methods. Sequences: `train` and `own` a device,
     `held_out` of a domain; `answers`: held-out questions that are answered by generation. `length` in tokens. `general`: domains
-    whose held-out text tells what is forgotten. The methods' learning rates are times `faster`."""
+    whose held-out text tells what is forgotten. The rate that most methods share is times `faster`; a method with
+    a rate of its own keeps it."""
 
     model: str
     format: str
@@ -98,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
     parser.add_argument(
-        "--target", type=float, default=0.8, metavar="SHARE", help="of the pooled gain in loss; default: %(default)s"
+        "--target",
+        type=figures.share,
+        default=0.8,
+        metavar="SHARE",
+        help="of the pooled gain in loss; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="the report on standard output")
 
@@ -108,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings, wanted = _settings(args), _wanted(args)
     console = Console(stderr=True)
-    with cells.opened(args.out, settings) as out:
+    texts = corpora.digests([*_domains(args), *settings["general"]], args.data)
+    with cells.opened(args.out, settings, texts) as out:
         failed = pool.play("experiments.benchmark_cell", out, cells.by_row(wanted), args.jobs, console)
         found = cells.finished(out, wanted)
         if not found:
@@ -120,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
     if args.json:
         print(json.dumps(report))
-    return 1 if failed else 0
+    return pool.ended(failed, console)
 
 
 def _settings(args: argparse.Namespace) -> Plain:
@@ -146,11 +152,14 @@ def _wanted(args: argparse.Namespace) -> list[Cell]:
     engines = cells.checked(args.engines, ENGINES, "--engines") if args.engines else [None]
     rows = [str(Named(method, codec, engine)) for method in methods for codec in codecs for engine in engines]
     known = {*corpora.CORPORA, *(domains.names(args.data) if args.data else ())}
-    chosen = args.domains or (domains.names(args.data) if args.data else list(preset.domains))
     places = [
         f"{domain}/{partitions.checked(how)}"
-        for domain in cells.checked(chosen, dict.fromkeys(sorted(known)), "--domains")
+        for domain in cells.checked(_domains(args), dict.fromkeys(sorted(known)), "--domains")
         for how in args.partitions or preset.partitions
     ]
     cells.checked(_settings(args)["general"], dict.fromkeys(sorted(known)), "--general")
     return cells.grid([*survey.BASELINES, *rows], places, args.seeds)
+
+
+def _domains(args: argparse.Namespace) -> list[str]:
+    return list(args.domains or (domains.names(args.data) if args.data else PRESETS[args.preset].domains))

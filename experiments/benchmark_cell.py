@@ -20,7 +20,7 @@ from edge_client.data import Example, Message
 from edge_client.engines import ENGINES, Tokens
 from edge_client.participate import peak_rss_bytes
 from edge_client.starts import Source
-from experiments import answers, corpora, measures, pool, survey
+from experiments import answers, cells, corpora, measures, pool, survey
 from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
@@ -91,9 +91,10 @@ def measured(cell: Cell, settings: Plain, tell: Tell) -> Plain:
     """What the cell found, as it is written down; what cannot be known is None."""
     began = time.monotonic()
     setting = Setting(cell, settings)
+    texts = corpora.digests([setting.domain, *settings["general"]], setting.folder)
     found = merged([Federation(setting, devices).played(tell) for devices in setting.together()])
     took = {"wall_s": round(time.monotonic() - began, 1), "processor_s": round(time.process_time(), 1)}
-    table = {"devices": settings["devices"]} | took
+    table = {"devices": settings["devices"], cells.TEXTS: texts} | took
     known: Plain = _known(dataclasses.asdict(found) | table)
     return known
 
@@ -106,6 +107,7 @@ class Setting:
         self.named = Named.of(cell.row)
         self.row = survey.ALL[self.named.method]
         self.domain, _, partition = cell.place.partition("/")
+        self.folder = settings["data"] and Path(settings["data"])
         self.corpus = self.read(self.domain)
         self.shares = corpora.shared_out(self.corpus, partition, settings["devices"], cell.seed)
 
@@ -115,8 +117,7 @@ class Setting:
         return [[name] for name in names] if self.row.who == "each alone" else [names]
 
     def read(self, domain: str) -> Corpus:
-        folder = self.settings["data"]
-        return corpora.corpus(domain, self.settings["devices"], folder and Path(folder))
+        return corpora.corpus(domain, self.settings["devices"], self.folder)
 
     def simulation(self, devices: Sequence[str], start: Source | None = None) -> Simulation:
         """The only stage; of a row with two, the first without a `start`, and the second with one."""
@@ -139,8 +140,8 @@ class Setting:
         base = BaseRef(self.settings["model"], self.settings["format"])
         schedule = self.settings["losses" if self.row.forward_only else "gradients"]
         method = schedule | {"sequence_length": self.settings["length"]} | (instead or self.row.method)
-        if "learning_rate" in method:
-            method |= {"learning_rate": self.settings["faster"] * method["learning_rate"]}
+        if method.get("learning_rate") == survey.RATE:
+            method |= {"learning_rate": self.settings["faster"] * survey.RATE}
         if self.row.who == "all in one place":
             devices, method = 1, method | {"local_steps": schedule["local_steps"] * devices}
         table = spec_of(RUN, method, self.settings["rounds"], devices, spec.plain(base), self.cell.seed)

@@ -22,6 +22,8 @@ except ImportError:  # Windows: the folder is not locked there
     fcntl = None  # type: ignore[assignment]
 
 RESULT, SETTINGS, LOCK, ASIDE = "cell.json", "settings.json", "lock", ".aside"
+TEXTS = "texts"
+"""Of what a cell found: the SHA-256 of each text that it read from a file, by its name."""
 NAMED = ("edgetune", "numpy", "torch", "transformers", "peft", "bitsandbytes", "numba", "grpcio", "protobuf", "lm-eval")
 
 
@@ -50,11 +52,11 @@ def by_row(wanted: Sequence[Cell]) -> list[Cell]:
 
 
 @contextlib.contextmanager
-def opened(out: Path, wanted: Plain) -> Iterator[Path]:
-    """The folder of an experiment, this program's alone until the block is left.
+def opened(out: Path, wanted: Plain, texts: Mapping[str, str]) -> Iterator[Path]:
+    """The folder of an experiment, this program's alone until the block is left. `texts`: name -> SHA-256.
 
-    Raises UserError if it is one of other settings, of a program that still runs, damaged, or something else, and MachineError
-    where files cannot be locked."""
+    Raises UserError if it is one of other settings or texts, of a program that still runs, damaged, or something else, and
+    MachineError where files cannot be locked."""
     if _is_foreign(out):
         raise UserError(f"{out}: is not a folder of an earlier experiment; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ def opened(out: Path, wanted: Plain) -> Iterator[Path]:
         text = json.dumps(wanted, indent=1, sort_keys=True)
         if (out / SETTINGS).exists():
             _check_same(out, settings(out), json.loads(text))
+        _check_texts(out, texts)
         _write(out / SETTINGS, text)
         yield out
 
@@ -104,10 +107,23 @@ def _read(path: Path) -> Plain | None:
 
 def _check_same(out: Path, found: Plain, wanted: Plain) -> None:
     for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
+        if not _is_same(found.get(key), wanted.get(key)):
             raise UserError(
                 f"{out}: its cells have {key} {found.get(key)!r}, not {wanted.get(key)!r}; choose another --out"
             )
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Once a path was written down as it was typed."""
+    return bool(found == wanted) or (isinstance(found, str) and str(Path(found).resolve()) == wanted)
+
+
+def _check_texts(out: Path, texts: Mapping[str, str]) -> None:
+    """Raises UserError where a finished cell has read another text by one of these names; older cells do not say."""
+    for path in sorted(out.glob(f"cells/*/{RESULT}")):
+        for name, digest in (_read(path) or {}).get(TEXTS, {}).items():
+            if texts.get(name, digest) != digest:
+                raise UserError(f"{out}: {name} is not the text that {path.parent.name} has read; choose another --out")
 
 
 def done(out: Path, cell: Cell) -> Plain | None:
@@ -126,7 +142,8 @@ def begun(out: Path, cell: Cell) -> Path:
 
 
 def finish(out: Path, cell: Cell, found: Plain) -> None:
-    """Write down what a cell found, whole or not at all."""
+    """Write down what a cell found, whole or not at all. Raises UserError if a text has changed since other cells read it."""
+    _check_texts(out, found.get(TEXTS, {}))
     table = dataclasses.asdict(cell) | found | {"machine": machine()}
     _write(folder(out, cell) / RESULT, json.dumps(table, indent=1))
 

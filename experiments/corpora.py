@@ -1,6 +1,7 @@
 """Domains of the benchmark: examples with whose they are, held-out ones, and questions with answers to choose among.
 
-Built in are those that packages carry; every other name is a pair of files in a folder (`experiments/domains.py`).
+Built in are those that packages carry; every other name, and one that a folder has, is a pair of files there
+(`experiments/domains.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ CHOICES = 4
 """Answers to choose among where a domain has no labels: the right one, and others' of the same client."""
 SHORT = 40
 """Characters of an answer that can be chosen."""
+BUILT_IN = "built in"
 OWN = 5
 """Every so manieth example of a device is its own held-out text."""
 
@@ -84,14 +86,20 @@ CORPORA: Mapping[str, Callable[[int], Corpus]] = {"speeches": speeches, "news": 
 
 
 def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
-    """A domain that is built in, or NAME.train.jsonl and NAME.test.jsonl of `folder`. Raises UserError."""
-    if name in CORPORA:
+    """NAME.train.jsonl and NAME.test.jsonl of `folder` where it has them, else a domain that is built in. Raises UserError."""
+    if name in CORPORA and (folder is None or name not in domains.names(folder)):
         return CORPORA[name](devices)
     if folder is None:
         raise UserError(f"--domains: {name!r} is none of {', '.join(CORPORA)}; give a folder that has it as --data")
     keys, train = domains.read(folder, f"{name}.train")
     owners, test = domains.read(folder, f"{name}.test")
     return Corpus(train, keys, test, _among_others(owners, test))
+
+
+def digests(named: Sequence[str], folder: Path | None) -> dict[str, str]:
+    """Of each domain the SHA-256 of its text in `folder`, or that it is a package's, which has a version."""
+    own = {} if folder is None else domains.digests(folder, named)
+    return {name: BUILT_IN for name in named if name in CORPORA} | own
 
 
 def shared_out(found: Corpus, partition: str, devices: int, seed: int) -> dict[str, Share]:

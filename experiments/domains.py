@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import hashlib
 import json
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +42,34 @@ def held_out(folder: Path, name: str) -> list[Example]:
     return _shuffled(read(folder, f"{name}.test")[1], np.random.Generator(np.random.Philox(key=0)))
 
 
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of each domain's text, by its name; a domain that cannot be read has none."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(DataError):
+            each = [hashlib.sha256(_content(folder, f"{name}.{part}")[1]).digest() for part in ("train", "test")]
+            found[name] = hashlib.sha256(b"".join(each)).hexdigest()
+    return found
+
+
 def _shuffled(examples: list[Example], chance: np.random.Generator) -> list[Example]:
     return [examples[i] for i in chance.permutation(len(examples))]
 
 
 def read(folder: Path, stem: str) -> tuple[list[str], list[Example]]:
     """The client of each line, "" for none, and the lines as examples. Raises DataError."""
-    path = next((path for end in ENDINGS if (path := folder / f"{stem}{end}").exists()), None)
-    if path is None:
-        raise DataError(f"{folder}: has no {stem}.jsonl")
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    path, content = _content(folder, stem)
     lines = [line for line in content.splitlines() if line.strip()]
     examples = [data.example(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
     return [str(json.loads(line).get("client", "")) for line in lines], examples
+
+
+def _content(folder: Path, stem: str) -> tuple[Path, bytes]:
+    """A file, and what it holds, unpacked. Raises DataError."""
+    path = next((path for end in ENDINGS if (path := folder / f"{stem}{end}").exists()), None)
+    if path is None:
+        raise DataError(f"{folder}: has no {stem}.jsonl")
+    try:
+        return path, gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error

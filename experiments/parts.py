@@ -29,6 +29,16 @@ def parts(named: str, clients: int) -> Parts:
     return {_slug(key): [json.dumps({"text": t}) for t in _up_to(texts[key], MOST_WORDS)] for key in largest}
 
 
+def digests(named: str) -> dict[str, str]:
+    """The SHA-256 of a file, by its name; of a row of SOURCES, whose package has a version, nothing. Raises DataError."""
+    if named in SOURCES:
+        return {}
+    try:
+        return {named: hashlib.sha256(Path(named).read_bytes()).hexdigest()}
+    except OSError as error:
+        raise DataError(f"{named}: cannot be read: {error.strerror}") from error
+
+
 SOURCES: Mapping[str, Callable[[], Texts]] = {"shakespeare": shakespeare, "reuters": reuters}
 """Name of --data -> texts by key."""
 

@@ -43,7 +43,9 @@ class Row:
 
 RANK = 8
 TARGET: Plain = {"id": "lora", "rank": 8, "alpha": 16.0}
-LORA: Plain = {"id": "lora", "rank": RANK, "alpha": 16.0, "learning_rate": 1e-3}
+RATE = 1e-3
+"""The learning rate that most rows have in common; a row with another has found it itself."""
+LORA: Plain = {"id": "lora", "rank": RANK, "alpha": 16.0, "learning_rate": RATE}
 CORE: Plain = {"id": "lora_sb", "rank": RANK, "layers": 6}
 LOSSES: Plain = {"adapter": CORE, "epsilon": 5e-3, "learning_rate": 3e-2}
 """Along random directions a small adapter of the last layers learns most (docs/zeroth-order.md)."""

@@ -19,7 +19,7 @@ from wire import spec
 from wire.banks import banks
 from wire.delta import HISTORY, Layout, layer_number
 from wire.density import Density
-from wire.errors import PayloadError, Reason
+from wire.errors import PayloadError, Reason, SpecError
 from wire.portions import MAX_RANK, Portion
 from wire.run_spec import RunSpec
 
@@ -49,6 +49,21 @@ def rule_of(run: RunSpec) -> Rule | None:
     """What the devices of a run send; None where that is everything. Raises SpecError."""
     rule: Rule | None = None if run.portions is None else spec.build(PORTIONS, run.portions, "portions")
     return rule
+
+
+def check_layout(rule: Rule, layout: Layout) -> None:
+    """Raises SpecError for a layout of which devices would have nothing to send in some round. Two rounds show it: no rule that
+    has something in both runs out of it later."""
+    if not tunable(layout):
+        raise SpecError("portions: the layout has nothing that devices tune")
+    for number in (1, 2):
+        try:
+            rule.most(layout, number, "")
+        except ValueError as error:
+            raise SpecError(
+                f"portions: {rule.id} leaves devices nothing to send in round {number}: an adapter that shares one factor alone"
+                ' has none to alternate with. Tune and share both (tuned = "A and B", without keeps = "B"), or leave portions out'
+            ) from error
 
 
 def check(rule: Rule, portion: Portion, layout: Layout, number: int, device: str) -> None:

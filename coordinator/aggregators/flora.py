@@ -10,7 +10,9 @@ import numpy as np
 
 from coordinator.aggregators.individual import Individual
 from coordinator.aggregators.products import Pair, Product, Term, nearest, total, weighted
-from wire.delta import Vector
+from wire.delta import Layout, Vector
+from wire.errors import SpecError
+from wire.portion_rules import Alternate, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,14 @@ class Flora(Individual):
 
     history: ClassVar[bool] = True
     id: ClassVar[str] = "flora"
+
+    def check_layout(self, layout: Layout, portions: Rule | None) -> None:
+        super().check_layout(layout, portions)
+        if isinstance(portions, Alternate):
+            raise SpecError(
+                "aggregator: flora starts A and B anew each round, and B as zeros, beside which A alone learns nothing: choose"
+                ' another aggregator (the mean of products is exact with alternate), or [portions] id = "tuned"'
+            )
 
     def combined(
         self, pair: Pair, tuned: Sequence[Term], start: Vector, mean: Vector

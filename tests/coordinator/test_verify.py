@@ -121,6 +121,7 @@ def test_a_verdict_says_how_exact_the_aggregate_is(tmp_path: Path) -> None:
         ({"cohort": {"goal": 32768}}, "holds every update of a round"),
         ({"aggregator": {"id": "flora"}}, "history = RANK"),
         ({"aggregator": {"id": "fedex"}, "portions": {"id": "tuned", "least_rank": 1}}, "devices of one rank"),
+        ({"aggregator": {"id": "flora"}, "portions": {"id": "alternate"}}, "A alone learns nothing"),
     ],
 )
 def test_an_aggregator_of_factors_is_refused_where_it_cannot_work(

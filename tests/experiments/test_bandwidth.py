@@ -58,6 +58,17 @@ def test_a_federation_behind_links_is_measured_once(tmp_path: Path) -> None:
     assert again[0] == made[0] and again[1] > made[1]
     with pytest.raises(UserError, match="rounds 1, not 2"):
         bandwidth.run(asked(out, data, "--rounds", "2"))
+    write_texts(data, "xyz", 24)
+    with pytest.raises(UserError, match=r"texts\.jsonl is not the text that float32\.20-50\.0 has read"):
+        bandwidth.run(asked(out, data, "--rows", "int8"))
+
+
+def test_settings_name_data_so_that_it_is_found_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bandwidth._settings(asked(tmp_path, Path("notes.jsonl")))["data"] == str(tmp_path / "notes.jsonl")
+    assert bandwidth._settings(asked(tmp_path, Path("shakespeare")))["data"] == "shakespeare"
 
 
 def test_what_a_killed_experiment_left_is_ended_and_nobody_else(tmp_path: Path) -> None:

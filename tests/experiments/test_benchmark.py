@@ -94,6 +94,14 @@ def test_a_short_answer_is_asked_only_where_there_is_another(folder: Path) -> No
     ]
 
 
+def test_a_built_in_domain_is_another_text_than_a_folders_of_its_name(folder: Path) -> None:
+    assert list(corpora.digests(["law", "code"], folder)) == ["law", "code"]
+    assert corpora.digests(["news"], folder) == corpora.digests(["news"], None) == {"news": corpora.BUILT_IN}
+    for part in ("train", "test"):
+        (folder / f"law.{part}.jsonl").rename(folder / f"news.{part}.jsonl")
+    assert len(corpora.digests(["news"], folder)["news"]) == 64
+
+
 def test_a_row_names_method_codec_and_engine() -> None:
     for row in ("fedit", "fedit+int8", "mezo@torch", "fedit+int8@toy"):
         assert str(Named.of(row)) == row
@@ -116,6 +124,9 @@ def test_a_benchmark_has_baselines_a_report_and_does_no_cell_again(folder: Path,
     before = made.stat().st_mtime_ns
     assert benchmark.run(asked(folder, out, "--methods", "fedit", "--codecs", "int8")) == 0
     assert made.stat().st_mtime_ns == before
+    (folder / "code.test.jsonl").write_text((folder / "law.test.jsonl").read_text())
+    with pytest.raises(UserError, match=r"code is not the text that base\.law-natural\.0 has read"):
+        benchmark.run(asked(folder, out, "--methods", "fedit", "--codecs", "int4"))
 
 
 def test_what_generated_answers_score_is_in_every_form_of_the_report(folder: Path, tmp_path: Path) -> None:
@@ -257,6 +268,31 @@ def test_every_row_is_a_run_with_the_small_presets_schedule(row: str, folder: Pa
     setting = Setting(Cell(row, "law/natural", 0), settings)
     run = setting.spec(4)
     assert run.rounds == settings["rounds"] and run.cohort.goal == (1 if row == "pooled" else 4)
+
+
+@pytest.mark.parametrize("row", benchmark.PRESETS["tiny"].methods)
+def test_no_row_of_the_first_command_is_refused_and_each_learns(row: str) -> None:
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    settings = json.loads(json.dumps(benchmark._settings(parser.parse_args([]))))
+    found = measured(Cell(row, "speeches/natural", 0), settings, lambda line: None)
+    assert found["refused"] is None and found["points"][-1]["loss"] < found["points"][0]["loss"]
+
+
+def test_a_rate_of_its_own_is_not_made_faster(folder: Path) -> None:
+    settings = json.loads(json.dumps(benchmark._settings(asked(folder, folder))))
+    rates = {
+        row: Setting(Cell(row, "law/natural", 0), settings).spec(4).method["learning_rate"]
+        for row in ("fedit", "sparseloco")
+    }
+    assert rates == {"fedit": 20 * survey.RATE, "sparseloco": 1e-2}
+
+
+def test_a_folders_domain_goes_before_a_built_in_one_of_its_name(folder: Path) -> None:
+    for half in ("train", "test"):
+        (folder / f"law.{half}.jsonl").rename(folder / f"speeches.{half}.jsonl")
+    assert corpora.corpus("speeches", 3, folder).train[0].messages[0].content == "party 0?"
+    assert corpora.corpus("chat", 3, folder).keys and corpora.corpus("speeches", 3, None).train[0].text
 
 
 def test_figures_that_make_no_sense_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from experiments import cells
-with cells.opened(Path(sys.argv[1]), {"rounds": 1}):
+with cells.opened(Path(sys.argv[1]), {"rounds": 1}, {}):
     print("open", flush=True)
     time.sleep(60)
 """
@@ -37,22 +37,59 @@ def test_what_is_named_twice_is_there_once() -> None:
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="not a folder of an earlier experiment"), cells.opened(tmp_path, SETTINGS):
+    with pytest.raises(UserError, match="not a folder of an earlier experiment"), cells.opened(tmp_path, SETTINGS, {}):
         pass
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("thesis.txt", "years")]
 
 
 def test_a_folder_of_other_settings_is_refused_by_their_name(tmp_path: Path) -> None:
-    with cells.opened(tmp_path, SETTINGS):
+    with cells.opened(tmp_path, SETTINGS, {}):
         pass
-    with pytest.raises(UserError, match="its cells have rounds 1, not 2"), cells.opened(tmp_path, {"rounds": 2}):
+    with pytest.raises(UserError, match="its cells have rounds 1, not 2"), cells.opened(tmp_path, {"rounds": 2}, {}):
         pass
+
+
+def test_a_path_that_was_written_down_as_it_was_typed_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with cells.opened(tmp_path / "out", {"data": "notes.jsonl"}, {}):
+        pass
+    with cells.opened(tmp_path / "out", {"data": str(tmp_path / "notes.jsonl")}, {}) as out:
+        assert cells.settings(out) == {"data": str(tmp_path / "notes.jsonl")}
+
+
+def test_a_folder_takes_texts_as_they_come_and_refuses_one_that_has_changed_by_name(tmp_path: Path) -> None:
+    with cells.opened(tmp_path, SETTINGS, {"law": "aa"}) as out:
+        finish(out, CELL, {"law": "aa"})
+        finish(out, Cell("int4", "code", 0), {"code": "bb"})
+        with pytest.raises(UserError, match=r"law is not the text that int4\.law\.0 has read"):  # it changed meanwhile
+            finish(out, Cell("int8", "law", 0), {"law": "cc"})
+        assert cells.done(out, Cell("int8", "law", 0)) is None
+    refused = pytest.raises(UserError, match=r"code is not the text that int4\.code\.0 has read; choose another --out")
+    with refused, cells.opened(tmp_path, SETTINGS, {"law": "aa", "code": "cc"}):
+        pass
+    with cells.opened(tmp_path, SETTINGS, {"law": "aa", "medicine": "dd"}):
+        pass
+
+
+def test_cells_that_do_not_say_what_they_have_read_are_taken(tmp_path: Path) -> None:
+    with cells.opened(tmp_path, SETTINGS, {}) as out:
+        cells.begun(out, CELL)
+        cells.finish(out, CELL, {"loss": 1.0})
+    with cells.opened(tmp_path, SETTINGS, {"law": "aa"}) as out:
+        assert cells.done(out, CELL) is not None
+
+
+def finish(out: Path, cell: Cell, texts: dict[str, str]) -> None:
+    cells.begun(out, cell)
+    cells.finish(out, cell, {cells.TEXTS: texts})
 
 
 def test_what_a_program_that_was_killed_as_it_began_had_left_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / cells.LOCK).touch()
     (tmp_path / "settings.aside").write_text('{"rou')
-    with cells.opened(tmp_path, SETTINGS) as out:
+    with cells.opened(tmp_path, SETTINGS, {}) as out:
         assert cells.settings(out) == SETTINGS
 
 
@@ -61,11 +98,11 @@ def test_one_program_at_a_time_works_in_a_folder_and_one_that_was_killed_holds_n
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "open\n"
         refused = pytest.raises(UserError, match=f"{tmp_path}: another experiment is at work here")
-        with refused, cells.opened(tmp_path, SETTINGS):
+        with refused, cells.opened(tmp_path, SETTINGS, {}):
             pass
         holder.kill()
         holder.wait()
-        with cells.opened(tmp_path, SETTINGS) as out:
+        with cells.opened(tmp_path, SETTINGS, {}) as out:
             assert out == tmp_path
     finally:
         holder.kill()
@@ -75,7 +112,7 @@ def test_one_program_at_a_time_works_in_a_folder_and_one_that_was_killed_holds_n
 @pytest.mark.parametrize("left", [b"", b"[1", b"[1]", b"\xff\xfe", b"\x00" * 20])
 def test_damaged_settings_are_refused_by_the_name_of_their_file(left: bytes, tmp_path: Path) -> None:
     (tmp_path / cells.SETTINGS).write_bytes(left)
-    with pytest.raises(UserError, match=r"settings\.json: is damaged"), cells.opened(tmp_path, SETTINGS):
+    with pytest.raises(UserError, match=r"settings\.json: is damaged"), cells.opened(tmp_path, SETTINGS, {}):
         pass
     assert (tmp_path / cells.SETTINGS).read_bytes() == left
 

@@ -127,3 +127,9 @@ def test_scalars_go_with_neither_personal_tensors_nor_portions(changes: dict[str
     method = {"id": "mezo", "adapter": {"id": "lora", "rank": 4, **adapter}}
     with pytest.raises(SpecError, match="whole adapter"):
         federation(method=method, **changes)
+
+
+@pytest.mark.parametrize("adapter", [{"tuned": "B"}, {"keeps": "B"}])
+def test_one_factor_does_not_alternate(adapter: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="Tune and share both"):
+        federation(adapter=adapter, portions={"id": "alternate"})

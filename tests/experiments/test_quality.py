@@ -16,7 +16,7 @@ from experiments.cells import Cell
 from experiments.rows import ROWS
 from wire.codecs import chain
 from wire.delta import Delta, Layout, Tensor
-from wire.errors import DataError, UserError
+from wire.errors import DataError, MachineError, UserError
 from wire.run_spec import parse
 
 
@@ -84,6 +84,28 @@ def test_a_study_compares_rows_and_is_not_done_again(folder: Path, tmp_path: Pat
     assert len(json.loads((out / "report.json").read_text())["cells"]) == 3
 
 
+def test_a_row_is_never_compared_with_one_that_read_another_text(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--rounds", "1", "--rows", "float32"]
+    assert quality.run(asked(folder, out, *more)) == 0
+    packed = (folder / "law.train.jsonl.gz").read_bytes()
+    (folder / "law.train.jsonl").write_bytes(gzip.decompress(packed))  # the same text, in another file
+    (folder / "notes.test.jsonl").write_bytes(text([{"text": "another domain"}] * 5))
+    assert quality.run(asked(folder, out, *more, "float32", "--domains", "law", "notes")) == 0
+    assert [line["seeds"] for line in json.loads((out / "report.json").read_text())["lines"]] == [1, 1]
+    (folder / "law.train.jsonl").write_bytes(gzip.decompress(packed)[:-1])
+    with pytest.raises(UserError, match=r"law is not the text that float32\.law\.0 has read; choose another --out"):
+        quality.run(asked(folder, out, *more, "int4"))
+
+
+def test_a_domain_that_cannot_be_read_has_no_digest_and_says_why(folder: Path) -> None:
+    (folder / "law.train.jsonl.gz").write_bytes(b"no gzip")
+    (folder / "lone.train.jsonl").write_bytes(text([{"text": "a"}] * 4))
+    assert list(domains.digests(folder, ["law", "lone", "notes"])) == ["notes"]
+    with pytest.raises(DataError, match=r"law\.train\.jsonl\.gz: cannot be read"):
+        domains.read(folder, "law.train")
+
+
 def test_training_that_diverges_ends_its_cell_and_is_reported(folder: Path, tmp_path: Path) -> None:
     args = asked(folder, tmp_path, "--rows", "float32", "--learning-rate", "100")
     found = quality.measured(Cell("float32", "law", 0), quality._settings(args), lambda _: None)
@@ -102,9 +124,35 @@ def cell(row: str, seed: int, loss: float, sent: int) -> dict[str, Any]:
 
 def test_shares_are_of_the_same_seed() -> None:
     found = [cell("float32", 0, 2.0, 3200), cell("int4", 0, 2.1, 400), cell("float32", 1, 1.0, 3200)]
-    line = quality_report.made({}, [*found, cell("int4", 1, 1.4, 400)])["lines"][1]
+    line = quality_report.made({}, [*found, cell("int4", 1, 1.4, 400)], "float32")["lines"][1]
     assert (line["share"], line["share_deviation"]) == (0.85, 0.0707)
     assert (line["bits_up"], line["times_less"], line["bytes_down"]) == (4.0, 8.0, 50)
+
+
+def test_a_row_without_the_first_beside_it_has_no_share(tmp_path: Path) -> None:
+    found = [cell("int4", 0, 2.1, 400), cell("float32", 1, 3.0, 3200), cell("int4", 1, 1.4, 400)]  # one gained nothing
+    report = quality_report.made({}, found, "float32")
+    coded = report["lines"][0]
+    assert (report["reference"], coded["share"], coded["times_less"]) == ("float32", None, 8.0)
+    alone = quality_report.made({}, found[:1], "float32")
+    assert (alone["lines"][0]["share"], alone["lines"][0]["times_less"]) == (None, None)
+    assert "| int4 | law | 1 | 3.0000 | 2.1000 | – |" in quality_report.markdown(alone)
+    quality_report.write(alone, tmp_path)
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_domain_that_fails_leaves_the_report_of_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "lone.train.jsonl").write_bytes(text([{"text": "plain " * 4}] * 9))
+    line = asked(folder, tmp_path / "out", "--rounds", "1", "--rows", "float32", "--domains", "lone", "law", "--json")
+    assert quality.run(line) == 1
+    said = capsys.readouterr()
+    assert [line["domain"] for line in json.loads(said.out)["lines"]] == ["law"]
+    written, failed = said.err.rindex("written to"), said.err.rindex("has no lone.test.jsonl")
+    assert written < failed
+    with pytest.raises(MachineError, match=r"has no lone\.test\.jsonl"):
+        quality.run(asked(folder, tmp_path / "none", "--rows", "float32", "--domains", "lone"))
 
 
 def test_a_number_below_one_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -183,3 +183,30 @@ def test_garbage_is_refused_or_is_a_part(data: st.DataObject) -> None:
     for garbage in (bytes(payload), bytes(payload[: data.draw(st.integers(0, len(payload)))])):
         with contextlib.suppress(PayloadError):
             assert portions.decode(garbage, INT8, LAYOUT).vector.shape == (LAYOUT.size,)
+
+
+ONLY: dict[str, Layout] = {
+    role: Layout(tuple(t for t in LAYOUT.tensors if t.role in (role, "history_A"))) for role in ("lora_A", "lora_B")
+} | {
+    "core": Layout((Tensor("model.layers.0.q.core", (4, 4), "core"),)),
+    "gain": Layout((Tensor("norm", (3,), "gain"),)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PORTIONS))
+@pytest.mark.parametrize("role", sorted(ONLY))
+def test_a_layout_is_refused_or_gives_every_device_something_in_every_round(name: str, role: str) -> None:
+    rule = row(name)
+    layout = spread(ONLY[role], rule.names) if isinstance(rule, Bank) else ONLY[role]
+    if name == "alternate" and role in ("lora_A", "lora_B"):
+        with pytest.raises(SpecError, match=r"nothing to send in round .* Tune and share both"):
+            portion_rules.check_layout(rule, layout)
+        return
+    portion_rules.check_layout(rule, layout)
+    assert all(rule.most(layout, number, device).chosen for number in range(1, 30) for device in ("a", "b", "c"))
+
+
+def test_a_layout_of_history_alone_is_refused() -> None:
+    alone = Layout(tuple(t for t in LAYOUT.tensors if t.role == "history_A"))
+    with pytest.raises(SpecError, match="nothing that devices tune"):
+        portion_rules.check_layout(row("fragments"), alone)
