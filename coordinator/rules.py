@@ -169,8 +169,8 @@ def check_codecs(run: RunSpec) -> None:
     looked at so: it was.
     """
     codecs = {"codec": run.chain(), "downlink.codec": run.downlink.chain() if run.downlink else None}
-    for where, codec in codecs.items():
-        for number in {1, run.rounds} if codec is not None else ():
+    for where, codec in ((where, codec) for where, codec in codecs.items() if codec is not None):
+        for number in {1, run.rounds}:
             share = 1.0 if run.rates is None else run.rates.share(number, run.rounds)
             _check_most(codec, share, number, where)
             trial.check(codec, share, where)

@@ -100,4 +100,5 @@ def _round_trip(codec: Chain, encoder: Chain) -> str | None:
 def _values() -> Vector:
     """Float32 [LAYOUT.size] of both signs and several sizes, none of them 0."""
     at = np.arange(1, LAYOUT.size + 1)
-    return (0.01 * np.sin(1.7 * at) / np.sqrt(at)).astype(np.float32)
+    values: Vector = (0.01 * np.sin(1.7 * at) / np.sqrt(at)).astype(np.float32)
+    return values
