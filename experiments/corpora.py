@@ -86,7 +86,7 @@ CORPORA: Mapping[str, Callable[[int], Corpus]] = {"speeches": speeches, "news": 
 
 def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
     """NAME.train.jsonl and NAME.test.jsonl of `folder` where it has them, else a domain that is built in. Raises UserError."""
-    if name in CORPORA and (folder is None or name not in domains.names(folder)):
+    if built_in(name, folder):
         return CORPORA[name](devices)
     if folder is None:
         raise UserError(f"--domains: {name!r} is none of {', '.join(CORPORA)}; give a folder that has it as --data")
@@ -97,7 +97,12 @@ def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
 
 def digests(named: Iterable[str], folder: Path | None) -> dict[str, str]:
     """The SHA-256 of the text of each domain of `folder`; a package's, which has a version, is not asked."""
-    return {} if folder is None else domains.digests(folder, [name for name in named if name not in CORPORA])
+    return {} if folder is None else domains.digests(folder, [name for name in named if not built_in(name, folder)])
+
+
+def built_in(name: str, folder: Path | None) -> bool:
+    """Whether a domain is a package's: a folder that has one of its name goes before."""
+    return name in CORPORA and (folder is None or name not in domains.names(folder))
 
 
 def shared_out(found: Corpus, partition: str, devices: int, seed: int) -> dict[str, Share]:
