@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.codecs import grouped
 from experiments.rate_distortion import bound
+from experiments.recorded import grouped
 from wire.codecs import chain, fitting, rank_rows
 from wire.codecs.rank_rotate import RankRotate
 from wire.delta import Delta
@@ -86,7 +86,7 @@ def _tables(values: npt.NDArray[Any], grids: tuple[tuple[int, int], ...]) -> lis
 
 
 def main() -> None:
-    delta = grouped([Path(sys.argv[1])])[0][0]
+    delta = grouped([Path(sys.argv[1])])[0].deltas[0]
     for bits in (1, 2, 3, 4):
         print(f"{bits} bit, saved by knowing the column: {columns(delta, bits)}", flush=True)
     print(f"bound at half the energy: {rotations(delta)}")

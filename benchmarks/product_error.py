@@ -18,7 +18,7 @@ import numpy as np
 
 from coordinator.aggregators.products import Update, aggregation_error
 from edge_client.adapters.low_rank import LoraFactors
-from experiments.codecs import grouped
+from experiments.recorded import grouped
 from wire.codecs import chain
 from wire.codecs.chain import Chain
 from wire.codecs.compositions import ROTATION
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rates", default="0.2,1", help="bits a parameter; default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="the run's; default: %(default)s")
     args = parser.parse_args()
-    rounds = grouped(sorted(args.deltas.rglob("*.safetensors")))
+    rounds = [group.deltas for group in grouped(sorted(args.deltas.rglob("*.safetensors")))]
     start = LoraFactors().initial(rounds[0][0].layout, args.seed)
     for number, deltas in enumerate(rounds, 1):
         for rate in map(float, args.rates.split(",")):

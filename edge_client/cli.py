@@ -260,12 +260,14 @@ def _enroll(args: argparse.Namespace) -> int:
 
 
 def _join(args: argparse.Namespace) -> int:
-    from edge_client import data
+    from edge_client import data, recording
     from edge_client.participate import participate
     from edge_client.session import Device, Session
     from edge_client.state import DeviceState
 
     examples = data.read(args.data)
+    if args.record_deltas is not None:
+        recording.prepare(args.record_deltas)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state = DeviceState(args.state or state_folder(args.name), args.name)
     helper = _helper(args, state.folder) if args.middle else None

@@ -24,7 +24,7 @@ from wire.codecs import State
 from wire.codecs.chain import Chain
 from wire.contract import Action, after
 from wire.delta import Delta, Layout, Vector
-from wire.errors import Reason, Refused
+from wire.errors import MachineError, Reason, Refused
 from wire.messages import MAX_WEIGHT, Contribution, Finished, Metrics, Task, Wait
 from wire.portions import Portion
 from wire.run_spec import RunSpec
@@ -107,14 +107,23 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     after = _held_out_loss(work.engine, fused(work.view, trained.adapter, weights), work.held_out)
     if hasattr(work.engine, "traffic"):
         tell("split", {"run": task.run, "round": task.round, **work.engine.traffic})
-    if work.record is not None and isinstance(trained.update, Delta):
-        recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
+    _record(state, work, task, trained, tell)
     kept = state.codec_state(work.run, task.release_version)
     encoder = work.codec and work.run.encoder(work.codec, task.round)
     fallen = state.fallen(work.run, before[0])
     payload, codec_state = encoded(trained.update, work.view, portion, encoder, kept, fallen)
     mine = _contribution(state, work, task, payload, held, before, after, trained)
     return Pending(mine, payload, codec_state, task.release_version, work.view.own(trained.adapter))
+
+
+def _record(state: DeviceState, work: Work, task: Task, trained: Trained, tell: Tell) -> None:
+    """The delta, written down where that was asked for. Where it cannot be, this is said, and its update sent all the same."""
+    if work.record is None or not isinstance(trained.update, Delta):
+        return
+    try:
+        recording.write(work.record, work.view.shared_delta(trained.update), task, state.device)
+    except MachineError as error:
+        tell("unrecorded", {"run": task.run, "round": task.round, "detail": str(error)})
 
 
 def _of_its_bank(state: DeviceState, work: Work, task: Task, held: Held, tell: Tell) -> Work:

@@ -79,6 +79,9 @@ class Screen:
         sent, received = values["sent"] / 1e6, values["received"] / 1e6
         self._say(f"{values['run']}: {sent:.1f} MB of hidden states to the helper so far, {received:.1f} MB back")
 
+    def _on_unrecorded(self, values: dict[str, Any]) -> None:
+        self._say(f"warning: {values['run']} round {values['round']} is not recorded, only sent: {values['detail']}")
+
     def _on_bank(self, values: dict[str, Any]) -> None:
         self._say(
             f"{values['run']} round {values['round']}: of the run's banks {values['bank']} fits this device's text"

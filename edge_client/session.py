@@ -80,7 +80,7 @@ class Session:
 
     def __init__(self, device: Device, examples: Sequence[Example], shelf: Shelf | None = None) -> None:
         self._device, self._examples = device, examples
-        self._described: dict[tuple[str, str], tuple[RunSpec, Layout]] = {}
+        self._described: dict[tuple[str, str, str], tuple[RunSpec, Layout]] = {}
         self._work: dict[str, Work] = {}
         self._releases = Releases(shelf=shelf)
         self._engines: dict[tuple[str, Adapter], Any] = {}
@@ -90,10 +90,10 @@ class Session:
 
         Raises Refused(WRONG_LAYOUT) for a coordinator that describes the run otherwise.
         """
-        names = (task.spec_digest, task.layout_digest)
+        names = (task.run, task.spec_digest, task.layout_digest)
         if names not in self._described:
             run, layout = connection.describe(task.run)
-            if (run.digest, layout.digest) != names:
+            if (run.name, run.digest, layout.digest) != names:
                 raise Refused(
                     Reason.WRONG_LAYOUT, f"the coordinator describes {task.run!r} otherwise than its task does"
                 )

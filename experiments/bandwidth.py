@@ -14,7 +14,7 @@ from typing import Any
 from edge_client import bases
 from edge_client.session import settled
 from edge_client.transport import Connection
-from experiments import bandwidth_report, cells
+from experiments import bandwidth_report, cells, figures
 from experiments.cells import Cell
 from experiments.link import Link, Rates
 from experiments.parts import SOURCES, digests, parts
@@ -83,11 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     whats = f"{', '.join(SOURCES)}, or a file of JSON lines; default: %(default)s"
     parser.add_argument("--data", default="shakespeare", metavar="TEXT", help=whats)
-    parser.add_argument("--round-trip-ms", type=float, default=40.0, metavar="MS", help="default: %(default)s")
-    parser.add_argument("--cut-every-s", type=float, default=0.0, metavar="S", help="mean; default: never")
+    parser.add_argument(
+        "--round-trip-ms", type=figures.not_negative, default=40.0, metavar="MS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--cut-every-s", type=figures.not_negative, default=0.0, metavar="S", help="mean; default: never"
+    )
     parser.add_argument(
         "--target",
-        type=float,
+        type=figures.share,
         default=0.9,
         metavar="SHARE",
         help="of the first row's gain in loss; default: %(default)s",
@@ -141,8 +145,6 @@ def _settings(args: argparse.Namespace) -> Plain:
     for name, value in (("--rounds", rounds), ("--seeds", args.seeds), ("--clients", args.clients)):
         if value < 1:
             raise UserError(f"{name} must be at least 1")
-    if args.round_trip_ms < 0 or args.cut_every_s < 0:
-        raise UserError("--round-trip-ms and --cut-every-s must not be negative")
     data = args.data if args.data in SOURCES else str(Path(args.data).resolve())
     return {
         "preset": args.preset, "model": args.model or preset.model, "format": preset.format, "method": preset.method,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_client import bases
 from edge_client.engines import ENGINES
-from experiments import benchmark_report, cells, corpora, domains, partitions, pool, survey
+from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
 from experiments.benchmark_cell import Named
 from experiments.cells import Cell
 from experiments.rows import ROWS
@@ -103,7 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="default: by the preset")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at once; default: %(default)s")
     parser.add_argument(
-        "--target", type=float, default=0.8, metavar="SHARE", help="of the pooled gain in loss; default: %(default)s"
+        "--target",
+        type=figures.share,
+        default=0.8,
+        metavar="SHARE",
+        help="of the pooled gain in loss; default: %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="the report on standard output")
 
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
     if args.json:
         print(json.dumps(report))
-    return 1 if failed else 0
+    return pool.ended(failed, console)
 
 
 def _settings(args: argparse.Namespace) -> Plain:
@@ -146,8 +150,6 @@ def _settings(args: argparse.Namespace) -> Plain:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, or mean nothing."""
-    if not 0.0 < args.target <= 1.0:
-        raise UserError("--target must lie above 0 and not above 1: it is a share of the pooled gain")
     _check_engines(args.engines or (), args.model or PRESETS[args.preset].model)
     _check_general(args.general or (), _domains(args), args.data)
 

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments import recorded
 from experiments.rate_distortion import bound, variances
-from quantize.tensors import SafeTensors
+from experiments.recorded import Group
 from wire.codecs import chain
 from wire.codecs.chain import Chain
 from wire.codecs.compositions import INT4, INT8, ROTATION
-from wire.delta import Delta, Layout, Role, Tensor, Vector
-from wire.errors import UserError
+from wire.delta import Delta, Vector
+from wire.errors import MissingExtra, UserError
 from wire.spec import Plain
 
 EXAMPLES = """\
 examples:
   edgetune client join --data notes.jsonl --record-deltas deltas     record, on every device
-  edgetune experiment codecs deltas                                  a table of all rows, and deltas.png
+  edgetune experiment codecs deltas                                  a table of all rows
+  edgetune experiment codecs deltas --plot codecs.png                the same, and a picture
   edgetune experiment codecs deltas --rows ectcq,rotated_ectcq --json  one JSON object a point
   edgetune experiment codecs a.safetensors b.safetensors --rates 0.2,1,4
 
-Files of one run and round are one group: their mean is what a coordinator would make of them. `relative_mse` is the error of a
-client's update, `aggregate_mse` that of the group's mean, each relative to its energy; `gap_bits` is the distance from the
-Gaussian bound at the client's error. No error feedback: each update by itself. Speeds are of one thread, in millions of entries
+Files of one round of one run, from one release, are one group: their mean is what a coordinator would make of them. Which are one
+is said on standard error. `relative_mse` is the error of a client's update, `aggregate_mse` that of the group's mean, each
+relative to its energy; `gap_bits` is the distance from the Gaussian bound at the client's error, null where an update arrives
+exactly: the bound is infinite there. No error feedback: each update by itself. Speeds are of one thread, in millions of entries
 a second.
 """
 RATES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-ROLES: Mapping[str, Role] = {".lora_A.": "lora_A", ".lora_B.": "lora_B"}
 LEAST_BITS, MOST_BITS = 0.05, 6.0
-"""What the picture shows."""
+"""What the picture shows, wherever there is something."""
+PICTURES = (".png", ".svg")
 PACK: Plain = {"id": "pack"}
 ENTROPY: Plain = {"id": "entropy"}
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25)
@@ -75,13 +81,13 @@ def ladder(rates: Sequence[float]) -> dict[str, list[list[Plain]]]:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A row at one rate, over all files: means."""
+    """A row at one rate, over all files: means. `gap_bits` is None where some update arrives exactly."""
 
     row: str
     bits_per_param: float
     relative_mse: float
     aggregate_mse: float
-    gap_bits: float
+    gap_bits: float | None
     encode_mparam_s: float
     decode_mparam_s: float
 
@@ -95,21 +101,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rates = _rates(args.rates) if args.rates else RATES
-    rows = ladder(rates)
-    wanted = args.rows.split(",") if args.rows else list(rows)
+    if args.plot is not None:
+        _check_picture(args.plot)
+    rows = ladder(RATES if args.rates is None else _rates(args.rates))
+    codecs = [(row, chain.codec(stages)) for row in _wanted(args.rows, list(rows)) for stages in rows[row]]
+    groups = recorded.grouped(recorded.found(args.deltas))
+    for group in groups:
+        print(group, file=sys.stderr)
+    points = []
+    for row, codec in codecs:
+        points.append(measured(row, codec, groups))
+        print(json.dumps(dataclasses.asdict(points[-1])) if args.json else _line(points[-1]), flush=True)
+    if args.plot is not None:
+        drawn = picture(points, args.plot)
+        print(f"picture: {args.plot}" if drawn else "no picture: no error to draw", file=sys.stderr)
+    return 0
+
+
+def _check_picture(path: Path) -> None:
+    """Raises UserError, or MissingExtra, before any work for a picture that could not be written after it."""
+    if path.suffix.lower() not in PICTURES or path.is_dir():
+        raise UserError(f"--plot {path}: expected the name of a file that ends in {' or '.join(PICTURES)}")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
+        raise UserError(f"--plot {path}: {path.parent} is no folder that can be written into")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra("matplotlib", "demo")
+
+
+def _wanted(text: str | None, rows: Sequence[str]) -> Sequence[str]:
+    wanted = rows if text is None else text.split(",")
     if unknown := sorted(set(wanted) - set(rows)):
         raise UserError(f"--rows: unknown row {unknown[0]!r}; choose of {', '.join(rows)}")
-    groups = grouped(_files(args.deltas))
-    points = []
-    for row in wanted:
-        for stages in rows[row]:
-            points.append(measured(row, chain.codec(stages), groups))
-            print(json.dumps(dataclasses.asdict(points[-1])) if args.json else _line(points[-1]), flush=True)
-    if args.plot:
-        picture(points, args.plot)
-        print(f"picture: {args.plot}", file=sys.stderr)
-    return 0
+    return wanted
 
 
 def _rates(text: str) -> list[float]:
@@ -119,42 +142,13 @@ def _rates(text: str) -> list[float]:
         raise UserError(f"--rates {text!r}: expected numbers like 0.2,1,4") from error
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    found = [sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] for path in paths]
-    if not (files := list(itertools.chain(*found))):
-        raise UserError(f"{', '.join(map(str, paths))}: no safetensors files")
-    return files
-
-
-def grouped(files: Sequence[Path]) -> list[list[Delta]]:
-    """The deltas, those of one run and round together. Raises UserError for a group whose tensors differ."""
-    groups: dict[tuple[str, str], list[Delta]] = {}
-    for path in files:
-        file = SafeTensors(path)
-        key = file.metadata.get("run", ""), file.metadata.get("round", path.name)
-        groups.setdefault(key, []).append(_delta(file))
-    for (name, number), some in groups.items():
-        if len({delta.layout.digest for delta in some}) > 1:
-            raise UserError(f"run {name!r}, round {number}: the files have different tensors")
-    return list(groups.values())
-
-
-def _delta(file: SafeTensors) -> Delta:
-    tensors = tuple(Tensor(name, file.shape(name), _role(name)) for name in file.names())
-    return Delta(Layout(tensors), np.concatenate([file.read(t.name).astype(np.float32).reshape(-1) for t in tensors]))
-
-
-def _role(name: str) -> Role:
-    return next((role for part, role in ROLES.items() if part in name), "other")
-
-
-def measured(row: str, codec: Chain, groups: Sequence[Sequence[Delta]]) -> Point:
+def measured(row: str, codec: Chain, groups: Sequence[Group]) -> Point:
     """One point: every delta encoded and decoded by itself, and the mean of each group."""
     singles, means = [], []
     for group in groups:
-        found = [_once(codec, delta) for delta in group]
+        found = [_once(codec, delta) for delta in group.deltas]
         singles += [single for single, _ in found]
-        truth, decoded = (np.mean([v.astype(np.float64) for v in some], axis=0) for some in _both(group, found))
+        truth, decoded = (np.mean([v.astype(np.float64) for v in some], axis=0) for some in _both(group.deltas, found))
         means.append(float(np.square(decoded - truth).sum() / np.square(truth).sum()))
     bits, relative, gap, encode, decode = (float(v) for v in np.mean(singles, axis=0))
     return Point(
@@ -162,7 +156,7 @@ def measured(row: str, codec: Chain, groups: Sequence[Sequence[Delta]]) -> Point
         bits_per_param=round(bits, 5),
         relative_mse=round(relative, 6),
         aggregate_mse=round(float(np.mean(means)), 6),
-        gap_bits=round(gap, 5),
+        gap_bits=round(gap, 5) if math.isfinite(gap) else None,
         encode_mparam_s=round(1e-6 / encode, 1),
         decode_mparam_s=round(1e-6 / decode, 1),
     )
@@ -190,14 +184,19 @@ def _once(codec: Chain, delta: Delta) -> tuple[tuple[float, ...], Vector]:
 
 
 def _line(point: Point) -> str:
+    gap = "exact      " if point.gap_bits is None else f"{point.gap_bits:+7.3f} bit"
     return (
         f"{point.row:<16} {point.bits_per_param:8.4f} bit  client {point.relative_mse:8.5f}  mean {point.aggregate_mse:8.5f}"
-        f"  gap {point.gap_bits:+7.3f} bit  encode {point.encode_mparam_s:7.1f}  decode {point.decode_mparam_s:7.1f} Mparam/s"
+        f"  gap {gap}  encode {point.encode_mparam_s:7.1f}  decode {point.decode_mparam_s:7.1f} Mparam/s"
     )
 
 
-def picture(points: Sequence[Point], path: Path) -> None:
-    """Error of a client's update and of the mean against the rate; a line a row."""
+def picture(points: Sequence[Point], path: Path) -> bool:
+    """Error of a client's update and of the mean against the rate; a line a row. False, and no picture, without any error."""
+    points = [p for p in points if p.relative_mse > 0 and p.aggregate_mse > 0]  # logarithms know no others
+    shown = [p for p in points if p.bits_per_param <= MOST_BITS] or points
+    if not shown:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,14 +212,19 @@ def picture(points: Sequence[Point], path: Path) -> None:
             flagship = row.endswith(("ecsq", "ectcq"))
             style = {"lw": 2.2 if flagship else 1.1, "ms": 5 if flagship else 4}
             side.plot(*zip(*mine, strict=True), next(marks), label=row, **style)
-        lowest = min(getattr(p, by) for p in points if p.bits_per_param <= MOST_BITS)
-        side.set(xlim=(LEAST_BITS, MOST_BITS), ylim=(lowest / 1.5, 1.6))  # what is worse than nothing is in the table
+        lowest, most = min(getattr(p, by) for p in shown), max(p.bits_per_param for p in shown)
+        side.set(xlim=(LEAST_BITS, MOST_BITS if most <= MOST_BITS else 1.2 * most))
+        side.set(ylim=(lowest / 1.5, 1.6))  # what is worse than nothing is in the table
         side.set(xscale="log", yscale="log", xlabel="bits a parameter", ylabel=f"relative squared error {name}")
         side.grid(alpha=0.3)
         side.spines[["top", "right"]].set_visible(False)
-    if by_bound := sorted((p.bits_per_param - p.gap_bits, p.relative_mse) for p in points if p.row == "ecsq"):
+    ecsq = [
+        (p.bits_per_param - p.gap_bits, p.relative_mse) for p in points if p.row == "ecsq" and p.gap_bits is not None
+    ]
+    if by_bound := sorted(ecsq):
         axes[0].plot(*zip(*by_bound, strict=True), "k--", lw=1)
         axes[1].plot([], [], "k--", lw=1, label="Gaussian bound, by tensor")
     axes[1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+    return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ CHOICES = 4
 """Answers to choose among where a domain has no labels: the right one, and others' of the same client."""
 SHORT = 40
 """Characters of an answer that can be chosen."""
+BUILT_IN = "built in"
 OWN = 5
 """Every so manieth example of a device is its own held-out text."""
 
@@ -95,14 +96,15 @@ def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
     return Corpus(train, keys, test, _among_others(owners, test))
 
 
-def digests(named: Iterable[str], folder: Path | None) -> dict[str, str]:
-    """The SHA-256 of the text of each domain of `folder`; a package's, which has a version, is not asked."""
-    return {} if folder is None else domains.digests(folder, [name for name in named if not built_in(name, folder)])
-
-
 def built_in(name: str, folder: Path | None) -> bool:
     """Whether a domain is a package's: a folder that has one of its name goes before."""
     return name in CORPORA and (folder is None or name not in domains.names(folder))
+
+
+def digests(named: Sequence[str], folder: Path | None) -> dict[str, str]:
+    """Of each domain the SHA-256 of its text in `folder`, or that it is a package's, which has a version."""
+    own = {} if folder is None else domains.digests(folder, named)
+    return {name: BUILT_IN for name in named if name in CORPORA} | own
 
 
 def shared_out(found: Corpus, partition: str, devices: int, seed: int) -> dict[str, Share]:

@@ -49,6 +49,13 @@ def play(module: str, out: Path, wanted: Sequence[Cell], jobs: int, console: Any
     return failed
 
 
+def ended(failed: Sequence[str], console: Any) -> int:
+    """What a command returns once its report is out; what failed is said below it."""
+    for said in failed:
+        console.print(said, style="red", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
 @contextlib.contextmanager
 def _pool(jobs: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that start nothing more once the program is told to stop."""

@@ -13,7 +13,7 @@ from typing import Any
 from edge_client import bases
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
-from experiments import cells, domains, pool, quality_report
+from experiments import cells, domains, figures, pool, quality_report
 from experiments.cells import Cell
 from experiments.pool import Tell
 from experiments.rows import ROWS
@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-steps", type=int, default=2, metavar="N", help="a round; default: %(default)s")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="default: %(default)s")
     parser.add_argument("--length", type=int, default=128, metavar="TOKENS", help="default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="default: %(default)s")
+    parser.add_argument(
+        "--learning-rate", type=figures.positive, default=1e-3, metavar="X", help="default: %(default)s"
+    )
     parser.add_argument("--train", type=int, default=64, metavar="N", help="sequences a device; default: %(default)s")
     parser.add_argument("--held-out", type=int, default=32, metavar="N", help="sequences; default: %(default)s")
     parser.add_argument("--model", default="smollm2-135m", metavar="MODEL", help="default: %(default)s")
@@ -73,15 +75,16 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with cells.opened(args.out, _settings(args), domains.digests(args.data, places)) as out:
         failed = pool.play("experiments.quality", out, wanted, args.jobs, console)
-        if failed:
+        found = cells.finished(out, wanted)
+        if not found:
             raise MachineError(failed[0])
-        report = quality_report.made(_settings(args), cells.finished(out, wanted))
+        report = quality_report.made(_settings(args), found, wanted[0].row)
         quality_report.write(report, out)
     console.print(quality_report.markdown(report), highlight=False, soft_wrap=True)
     console.print(f"written to {out}: report.md, report.json, report.csv, quality.png", highlight=False)
     if args.json:
         print(json.dumps(report))
-    return 0
+    return pool.ended(failed, console)
 
 
 def _check(args: argparse.Namespace) -> None:

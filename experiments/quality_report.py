@@ -16,9 +16,10 @@ from wire.spec import Plain
 class Line:
     """A row in a domain over its seeds: means, and the deviation between seeds where there are two or more.
 
-    Losses in nats a token. `share`: base minus final loss as a part of the first row's, same domain and seed. Bits a parameter,
-    and bytes of payloads, of a device and round. `times_less`: both directions together against the first row's. `refused`:
-    seeds that ended early because a coordinator would have refused an update; their final loss is that of the release before.
+    Losses in nats a token. `share`: base minus final loss as a part of the first row's, same domain and seed; None where that is
+    not finished or has gained nothing. Bits a parameter, and bytes of payloads, of a device and round. `times_less`: both
+    directions together against the first row's, None where that is not finished or nothing was sent. `refused`: seeds that
+    ended early because a coordinator would have refused an update; their final loss is that of the release before.
     """
 
     row: str
@@ -26,19 +27,19 @@ class Line:
     seeds: int
     base_loss: float
     loss: float
-    share: float
+    share: float | None
     share_deviation: float | None
     bits_up: float
     bits_down: float
     bytes_up: float
     bytes_down: float
-    times_less: float
+    times_less: float | None
     seconds: float
     refused: int
 
 
-def made(settings: Plain, cells: Sequence[Plain]) -> Plain:
-    first = cells[0]["row"]
+def made(settings: Plain, cells: Sequence[Plain], first: str) -> Plain:
+    """The report, as it is written down, of finished cells; rows are compared with those of `first`."""
     keys = dict.fromkeys((cell["row"], cell["place"]) for cell in cells)
     lines = [dataclasses.asdict(_line(*key, first, cells)) for key in keys]
     return {"settings": settings, "reference": first, "lines": lines, "cells": list(cells)}
@@ -46,10 +47,10 @@ def made(settings: Plain, cells: Sequence[Plain]) -> Plain:
 
 def _line(row: str, domain: str, first: str, cells: Sequence[Plain]) -> Line:
     mine = [cell for cell in cells if (cell["row"], cell["place"]) == (row, domain)]
-    references = [_reference(cell, first, cells) for cell in mine]
-    shares = [_gain(cell) / _gain(reference) for cell, reference in zip(mine, references, strict=True)]
+    pairs = [(cell, reference) for cell in mine for reference in _references(cell, first, cells)]
+    shares = [_gain(cell) / _gain(reference) for cell, reference in pairs if _gain(reference) > 0]
     up, down = (float(np.mean([_each(cell, way) for cell in mine])) for way in ("bytes_up", "bytes_down"))
-    whole = float(np.mean([_each(cell, "bytes_up") + _each(cell, "bytes_down") for cell in references]))
+    whole = [_each(reference, "bytes_up") + _each(reference, "bytes_down") for _, reference in pairs]
     parameters = mine[0]["parameters"]
     return Line(
         row=row,
@@ -57,22 +58,21 @@ def _line(row: str, domain: str, first: str, cells: Sequence[Plain]) -> Line:
         seeds=len(mine),
         base_loss=round(float(np.mean([cell["points"][0]["loss"] for cell in mine])), 4),
         loss=round(float(np.mean([cell["points"][-1]["loss"] for cell in mine])), 4),
-        share=round(float(np.mean(shares)), 4),
+        share=round(float(np.mean(shares)), 4) if shares else None,
         share_deviation=round(float(np.std(shares, ddof=1)), 4) if len(shares) > 1 else None,
         bits_up=round(8 * up / parameters, 4),
         bits_down=round(8 * down / parameters, 4),
         bytes_up=round(up),
         bytes_down=round(down),
-        times_less=round(whole / (up + down), 1) if up + down else 0.0,
+        times_less=round(float(np.mean(whole)) / (up + down), 1) if whole and up + down else None,
         seconds=round(float(np.mean([cell["points"][-1]["seconds"] for cell in mine])), 1),
         refused=sum(cell["refused"] is not None for cell in mine),
     )
 
 
-def _reference(cell: Plain, first: str, cells: Sequence[Plain]) -> Plain:
-    """The first row's cell of this one's domain and seed; itself where that is not finished."""
-    same = [c for c in cells if (c["row"], c["place"], c["seed"]) == (first, cell["place"], cell["seed"])]
-    return same[0] if same else cell
+def _references(cell: Plain, first: str, cells: Sequence[Plain]) -> list[Plain]:
+    """The first row's cell of this one's domain and seed; none where that is not finished."""
+    return [c for c in cells if (c["row"], c["place"], c["seed"]) == (first, cell["place"], cell["seed"])]
 
 
 def _gain(cell: Plain) -> float:
@@ -108,10 +108,14 @@ def _said(line: Line) -> str:
         f"{line.seeds}",
         f"{line.base_loss:.4f}",
         f"{line.loss:.4f}",
-        f"{line.share:.1%}{spread}",
+        "–" if line.share is None else f"{line.share:.1%}{spread}",
     ]
-    said += [f"{line.bits_up:.3f}", f"{line.bits_down:.3f}", f"{line.times_less:.1f}", f"{line.refused}"]
+    said += [f"{line.bits_up:.3f}", f"{line.bits_down:.3f}", _times(line), f"{line.refused}"]
     return "| " + " | ".join(said) + " |"
+
+
+def _times(line: Line) -> str:
+    return "–" if line.times_less is None else f"{line.times_less:.1f}"
 
 
 def picture(report: Plain, path: Path) -> None:
@@ -126,7 +130,9 @@ def picture(report: Plain, path: Path) -> None:
         1, len(names), figsize=(5.2 * len(names), 4.2), layout="constrained", sharey=True, squeeze=False
     )
     for side, name in zip(axes[0], names, strict=True):
-        for i, line in enumerate(line for line in report["lines"] if line["domain"] == name):
+        for i, line in enumerate(
+            line for line in report["lines"] if line["domain"] == name and line["share"] is not None
+        ):
             at = line["bits_up"] + line["bits_down"]
             side.errorbar([at], [100 * line["share"]], [100 * (line["share_deviation"] or 0.0)], fmt="o", color=f"C{i}")
             side.annotate(line["row"], (at, 100 * line["share"]), xytext=(5, 5), textcoords="offset points", fontsize=8)

@@ -39,7 +39,7 @@ class SafeTensors:
             raise QuantizeError(f"{self.path}: damaged, or not a safetensors file")
         try:
             table = json.loads(self._data[8 : 8 + size])
-            self.metadata: dict[str, str] = table.pop("__metadata__", {})
+            self.metadata: dict[str, str] = dict(table.pop("__metadata__", {}))
             for name, entry in table.items():
                 self._check(name, entry, len(self._data) - 8 - size)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from edge_client.cli import positive
 from tests.conformance.test_mutations import CODECS, attack
 from wire.codecs import chain, kernels
 
@@ -92,11 +93,19 @@ def _of(piece: Piece) -> tuple[str, str]:
     return piece.codec, piece.loops
 
 
+def folder(text: str) -> Path:
+    """A folder that is there, or can be made."""
+    path = Path(text)
+    if not next(some for some in (path, *path.parents) if some.exists()).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file, or lies in one; expected a folder")
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--payloads", type=int, default=1_000_000, help="for every decoder; default: %(default)s")
+    parser.add_argument("--payloads", type=positive, default=1_000_000, help="for every decoder; default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=sorted(CODECS), default=sorted(CODECS), metavar="CODEC")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--out", type=folder, default=Path("fuzz-out"), metavar="DIR", help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file, pieces = args.out / f"{edition()}.jsonl", wanted(args.only, args.payloads)

@@ -17,6 +17,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["wire"]):
+    from edge_client.cli import positive
+    from tests.conformance.fuzz import folder
     from tests.conformance.test_mutations import CODECS, LAYOUT, harmless, seed_payload
     from wire.codecs import chain, kernels
     from wire.codecs.chain import HEADER_BYTES
@@ -53,9 +55,9 @@ def each(names: Sequence[str], folder: Path, seconds: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=60, help="for every decoder; default: %(default)s")
+    parser.add_argument("--seconds", type=positive, default=60, help="for every decoder; default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=sorted(CODECS), default=sorted(CODECS), metavar="CODEC")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--out", type=folder, default=Path("fuzz-out"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:

@@ -238,3 +238,17 @@ def test_a_client_that_records_writes_every_delta_as_it_was_before_the_codec(tmp
         np.testing.assert_allclose(delta, adapters[number + 1] - adapters[number], atol=1e-6)
         assert np.abs(delta).max() > 1e-3
     assert number == 1
+
+
+def test_a_delta_that_cannot_be_recorded_is_sent_all_the_same(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path / "store") as coordinator:
+        create(coordinator.address, tmp_path, goal=1, rounds=2, codec="float32")
+        data, deltas = write_texts(tmp_path / "a.jsonl", "alpha"), tmp_path / "deltas"
+        (deltas / "toy-0001-a.safetensors" / "in the way").mkdir(parents=True)
+        more = ("--record-deltas", str(deltas))
+        (told,) = finished([start_client(coordinator.address, data, tmp_path / "state", *more, name="a")])
+        assert status(coordinator.address).state == "done"
+    (warning,) = [event for event in told if event["event"] == "unrecorded"]
+    assert warning["round"] == 1 and "toy-0001-a.safetensors: cannot be written" in warning["detail"]
+    assert [event["round"] for event in told if event["event"] == "submitted"][:2] == [1, 2]
+    assert sorted(path.name for path in deltas.iterdir()) == ["toy-0001-a.safetensors", "toy-0002-a.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -126,6 +127,15 @@ def took_part(address: str, state: DeviceState, patience_s: float = 20.0) -> lis
         except RemoteError as error:
             events.append(type(error).__name__)
     return events
+
+
+@pytest.mark.parametrize("name", ["another", "../../r"])
+def test_a_task_whose_run_is_described_by_another_name_is_refused(name: str) -> None:
+    task = dataclasses.replace(TASK, run=name)  # the coordinator below describes "r", whatever it is asked for
+    with serving(Coordinator(Reason.BUSY, "Submit", 0)) as address, Connection(address) as connection:
+        assert Session(Device(Path()), ()).described(connection, TASK) == (RUN, LAYOUT)
+        with pytest.raises(Refused, match="otherwise than its task does"):
+            Session(Device(Path()), ()).described(connection, task)
 
 
 CALLS = [("Submit", SMALL), ("CreateUpload", LARGE), ("AppendUpload", LARGE), ("Commit", LARGE)]

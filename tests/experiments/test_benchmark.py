@@ -94,6 +94,14 @@ def test_a_short_answer_is_asked_only_where_there_is_another(folder: Path) -> No
     ]
 
 
+def test_a_built_in_domain_is_another_text_than_a_folders_of_its_name(folder: Path) -> None:
+    assert list(corpora.digests(["law", "code"], folder)) == ["law", "code"]
+    assert corpora.digests(["news"], folder) == corpora.digests(["news"], None) == {"news": corpora.BUILT_IN}
+    for part in ("train", "test"):
+        (folder / f"law.{part}.jsonl").rename(folder / f"news.{part}.jsonl")
+    assert len(corpora.digests(["news"], folder)["news"]) == 64
+
+
 def test_a_row_names_method_codec_and_engine() -> None:
     for row in ("fedit", "fedit+int8", "mezo@torch", "fedit+int8@toy"):
         assert str(Named.of(row)) == row
@@ -302,7 +310,6 @@ def test_a_codec_that_is_named_goes_both_ways_in_place_of_the_rows(folder: Path)
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        *((["--target", target], "--target must lie above 0") for target in ("nan", "-1", "0", "2")),
         (["--engines", "toy", "torch"], "--engines: torch cannot play --model toy alone; choose of toy"),
         (["--preset", "small", "--engines", "split"], "--engines: split cannot play .*; choose of onnx, torch"),
         (["--general", "law"], "'law' is learned itself"),

@@ -16,7 +16,7 @@ from experiments.cells import Cell
 from experiments.rows import ROWS
 from wire.codecs import chain
 from wire.delta import Delta, Layout, Tensor
-from wire.errors import DataError, UserError
+from wire.errors import DataError, MachineError, UserError
 from wire.run_spec import parse
 
 
@@ -124,9 +124,35 @@ def cell(row: str, seed: int, loss: float, sent: int) -> dict[str, Any]:
 
 def test_shares_are_of_the_same_seed() -> None:
     found = [cell("float32", 0, 2.0, 3200), cell("int4", 0, 2.1, 400), cell("float32", 1, 1.0, 3200)]
-    line = quality_report.made({}, [*found, cell("int4", 1, 1.4, 400)])["lines"][1]
+    line = quality_report.made({}, [*found, cell("int4", 1, 1.4, 400)], "float32")["lines"][1]
     assert (line["share"], line["share_deviation"]) == (0.85, 0.0707)
     assert (line["bits_up"], line["times_less"], line["bytes_down"]) == (4.0, 8.0, 50)
+
+
+def test_a_row_without_the_first_beside_it_has_no_share(tmp_path: Path) -> None:
+    found = [cell("int4", 0, 2.1, 400), cell("float32", 1, 3.0, 3200), cell("int4", 1, 1.4, 400)]  # one gained nothing
+    report = quality_report.made({}, found, "float32")
+    coded = report["lines"][0]
+    assert (report["reference"], coded["share"], coded["times_less"]) == ("float32", None, 8.0)
+    alone = quality_report.made({}, found[:1], "float32")
+    assert (alone["lines"][0]["share"], alone["lines"][0]["times_less"]) == (None, None)
+    assert "| int4 | law | 1 | 3.0000 | 2.1000 | – |" in quality_report.markdown(alone)
+    quality_report.write(alone, tmp_path)
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_domain_that_fails_leaves_the_report_of_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "lone.train.jsonl").write_bytes(text([{"text": "plain " * 4}] * 9))
+    line = asked(folder, tmp_path / "out", "--rounds", "1", "--rows", "float32", "--domains", "lone", "law", "--json")
+    assert quality.run(line) == 1
+    said = capsys.readouterr()
+    assert [line["domain"] for line in json.loads(said.out)["lines"]] == ["law"]
+    written, failed = said.err.rindex("written to"), said.err.rindex("has no lone.test.jsonl")
+    assert written < failed
+    with pytest.raises(MachineError, match=r"has no lone\.test\.jsonl"):
+        quality.run(asked(folder, tmp_path / "none", "--rows", "float32", "--domains", "lone"))
 
 
 def test_a_number_below_one_is_refused(folder: Path, tmp_path: Path) -> None:
