@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 IDENTITY = "identity"
 """Within a device's state."""
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
+LONGEST_RELEASE = 9
+"""Digits."""
 EXAMPLES = """\
 examples:
   edgetune client doctor
@@ -122,7 +124,7 @@ def _taken_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", metavar="NAME", help="which of its adapters, where it has banks")
     _state_arguments(parser)
     _rank_argument(parser)
-    parser.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    parser.add_argument("--release", type=release_number, metavar="VERSION", help="default: the newest")
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +187,13 @@ def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def release_number(text: str) -> int:
+    """The number of a release, within what a message can say."""
+    if not (text.isdecimal() and len(text) <= LONGEST_RELEASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a release: 0 or more")
     return int(text)
 
 

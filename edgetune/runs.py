@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from coordinator.rules import Rules
+from coordinator.rules import Rules, check_codecs
 from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
 from edge_client.banks import initial_of, layout_of, names_of, of_domain
+from edge_client.cli import release_number
 from edge_client.releases import Releases, digest_of
 from edge_client.session import methods, settled, view_of
 from edge_client.starts import Source
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(verify)
     replay = _action(commands, "replay", "build a scalar run's adapter from its history; its SHA-256")
     replay.add_argument("run", metavar="RUN")
-    replay.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    replay.add_argument("--release", type=release_number, metavar="VERSION", help="default: the newest")
     replay.add_argument(
         "--backend", choices=["numpy", "numba", "torch", "cuda", "mps"], default="numpy", help="default: %(default)s"
     )
@@ -117,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--domain", metavar="NAME", help="which of the run's adapters, where it has banks")
     export.add_argument("--onto", type=Path, metavar="DIR", help="the whole model, for a run that tuned its emulator")
-    export.add_argument("--release", type=int, metavar="VERSION", help="default: the newest")
+    export.add_argument("--release", type=release_number, metavar="VERSION", help="default: the newest")
     export.add_argument(
         "--base", type=Path, metavar="DIR", help="the quantized base, if not built from the spec's model"
     )
@@ -152,9 +153,10 @@ def create(
     """Open a run: find its base, let its method lay out and initialise the adapter, or `start_from` another one, and upload both
     names and numbers.
 
-    Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest, UserError for an adapter
-    that the run cannot start from.
+    Raises SpecError for a method that is not in its table and a codec that cannot work, BaseModelError for a base of another
+    digest, UserError for an adapter that the run cannot start from.
     """
+    check_codecs(wanted)  # before minutes are spent on a base
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout, initial = layout_of(named, adapter, base), initial_of(named, adapter, base)
@@ -170,7 +172,7 @@ def _source(connection: Connection, named: str, adapter: Adapter, base: Base) ->
     """A folder, or a release of this coordinator. Raises UserError for one that is of another base."""
     if Path(named).is_dir():
         return starts.of_folder(Path(named), base)
-    found = re.fullmatch(r"([^@/]+)(?:@(\d+))?", named)
+    found = re.fullmatch(r"([^@/]+)(?:@(\d{1,9}))?", named)
     if found is None:
         raise UserError(f"--start-from {named}: no such folder, and no RUN or RUN@VERSION")
     described, layout = connection.describe(found[1])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edge_client import bases
 from edge_client.engines import ENGINES
 from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
 from experiments.benchmark_cell import Named
@@ -28,7 +29,8 @@ examples:
 
 methods: {", ".join(survey.SURVEY)}
 to compare with, always there: {", ".join(survey.BASELINES)}
-codecs: {", ".join(ROWS)}; without --codecs updates travel as the method says, or as float32
+codecs: {", ".join(ROWS)}; each says both ways, up and down, in place of what the
+method says; without --codecs all travels as the method says, or as float32
 domains: {", ".join(corpora.CORPORA)}, and NAME of NAME.train.jsonl and NAME.test.jsonl (or .gz) in --data
 partitions: natural (by the key "client"), even, dirichlet-ALPHA (of keys over devices), sizes-ALPHA (unequal amounts)
 
@@ -87,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: by the preset")
     parser.add_argument("--domains", nargs="+", metavar="NAME", help="default: by the preset, or all of --data")
     parser.add_argument("--partitions", nargs="+", metavar="HOW", help="default: by the preset")
-    parser.add_argument("--codecs", nargs="+", metavar="CODEC", help="for each method; default: the method's own")
+    parser.add_argument(
+        "--codecs", nargs="+", metavar="CODEC", help="how updates and releases travel, instead of as the method says"
+    )
     parser.add_argument("--engines", nargs="+", metavar="ENGINE", help="default: onnx for losses alone, else torch")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of domains")
     parser.add_argument(
@@ -144,6 +148,30 @@ def _settings(args: argparse.Namespace) -> Plain:
     return common | {"general": general, "data": data, "model": args.model or preset.model}
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, or mean nothing."""
+    _check_engines(args.engines or (), args.model or PRESETS[args.preset].model)
+    _check_general(args.general or (), _domains(args), args.data)
+
+
+def _check_engines(engines: Sequence[str], model: str) -> None:
+    able = [bases.TOY] if model == bases.TOY else [name for name in ENGINES if name not in (bases.TOY, "split")]
+    for engine in engines:
+        if engine not in able:
+            raise UserError(f"--engines: {engine} cannot play --model {model} alone; choose of {', '.join(able)}")
+
+
+def _check_general(general: Sequence[str], learned: Sequence[str], folder: Path | None) -> None:
+    for domain in learned:
+        if set(general) == {domain}:
+            raise UserError(
+                f"--general: {domain!r} is learned itself, and nothing else tells what is forgotten; name another"
+            )
+    for name in general:
+        if folder is not None and not corpora.built_in(name, folder) and not domains.held_out(folder, name):
+            raise UserError(f"--general: {name!r} has no held-out text in {folder}")
+
+
 def _wanted(args: argparse.Namespace) -> list[Cell]:
     """Every cell: the baselines of a place first, then each method with each codec on each engine. Raises UserError."""
     preset = PRESETS[args.preset]
@@ -158,6 +186,7 @@ def _wanted(args: argparse.Namespace) -> list[Cell]:
         for how in args.partitions or preset.partitions
     ]
     cells.checked(_settings(args)["general"], dict.fromkeys(sorted(known)), "--general")
+    _check(args)
     return cells.grid([*survey.BASELINES, *rows], places, args.seeds)
 
 

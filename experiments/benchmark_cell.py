@@ -24,7 +24,7 @@ from experiments import answers, cells, corpora, measures, pool, survey
 from experiments.cells import Cell
 from experiments.corpora import Corpus, Question
 from experiments.pool import Tell
-from experiments.rows import ROWS
+from experiments.rows import ROWS, TRAVEL
 from experiments.simulation import Sent, Simulation, Spent, spec_of
 from quantize.base_model import build
 from quantize.emulator import parse
@@ -145,8 +145,13 @@ class Setting:
         if self.row.who == "all in one place":
             devices, method = 1, method | {"local_steps": schedule["local_steps"] * devices}
         table = spec_of(RUN, method, self.settings["rounds"], devices, spec.plain(base), self.cell.seed)
-        travels = ROWS[self.named.codec].spec if self.named.codec else {}
-        return run_spec.parse(table | {"codec": "float32"} | self.row.run | travels)
+        return run_spec.parse(table | {"codec": "float32"} | self._tables())
+
+    def _tables(self) -> Plain:
+        """The row's, with how updates and releases travel replaced where a codec is named."""
+        if self.named.codec is None:
+            return self.row.run
+        return {key: value for key, value in self.row.run.items() if key not in TRAVEL} | ROWS[self.named.codec].spec
 
 
 class Federation:

@@ -59,7 +59,10 @@ def opened(out: Path, wanted: Plain, texts: Mapping[str, str]) -> Iterator[Path]
     MachineError where files cannot be locked."""
     if _is_foreign(out):
         raise UserError(f"{out}: is not a folder of an earlier experiment; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: no folder can be made there: {error.strerror}; choose another --out") from error
     with (out / LOCK).open("ab") as lock:  # the system unlocks what a killed program had locked
         _take(lock.fileno(), out)
         text = json.dumps(wanted, indent=1, sort_keys=True)

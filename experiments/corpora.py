@@ -87,13 +87,18 @@ CORPORA: Mapping[str, Callable[[int], Corpus]] = {"speeches": speeches, "news": 
 
 def corpus(name: str, devices: int, folder: Path | None) -> Corpus:
     """NAME.train.jsonl and NAME.test.jsonl of `folder` where it has them, else a domain that is built in. Raises UserError."""
-    if name in CORPORA and (folder is None or name not in domains.names(folder)):
+    if built_in(name, folder):
         return CORPORA[name](devices)
     if folder is None:
         raise UserError(f"--domains: {name!r} is none of {', '.join(CORPORA)}; give a folder that has it as --data")
     keys, train = domains.read(folder, f"{name}.train")
     owners, test = domains.read(folder, f"{name}.test")
     return Corpus(train, keys, test, _among_others(owners, test))
+
+
+def built_in(name: str, folder: Path | None) -> bool:
+    """Whether a domain is a package's: a folder that has one of its name goes before."""
+    return name in CORPORA and (folder is None or name not in domains.names(folder))
 
 
 def digests(named: Sequence[str], folder: Path | None) -> dict[str, str]:

@@ -130,21 +130,30 @@ def _update(run: RunSpec, view: View, number: int) -> Delta | Scalars | Split:
     """As a device might make it: a delta of Laplacian entries, multiples that are all different from zero."""
     chance = np.random.Generator(np.random.Philox(key=number))
     if run.codec is None:
-        return _multiples(run.directions, chance)
+        return _multiples(run, chance)
     drawn = (1e-3 * chance.laplace(size=view.layout.size)).astype(np.float32)
     if run.directions is None:
         return Delta(view.layout, drawn)
     below = _below(run, view)
     upper = view.shared.above(below)
-    return Split(view.shared, below, _multiples(run.directions, chance), Delta(upper, drawn[: upper.size]))
+    return Split(view.shared, below, _multiples(run, chance), Delta(upper, drawn[: upper.size]))
 
 
-def _multiples(directions: Directions | None, chance: np.random.Generator) -> Scalars:
-    assert directions is not None, "a run without a codec has directions"
-    values = 0.01 * chance.standard_normal(directions.count)
-    if directions.drawn == "pool":
-        values[SCHEDULE["local_steps"] :] = 0.0  # a device measures some of a pool
-    return Scalars.of(directions, values)
+def _multiples(run: RunSpec, chance: np.random.Generator) -> Scalars:
+    values = 0.01 * chance.standard_normal(_along(run).count)
+    values[_measured(run) :] = 0.0
+    return Scalars.of(_along(run), values)
+
+
+def _measured(run: RunSpec) -> int:
+    """Multiples that a device sends: all, but of a pool, and of candidates, those of the directions along which it measured."""
+    some = _along(run).drawn == "pool" or "candidates" in run.method
+    return run.method["local_steps"] * run.method["perturbations"] if some else _along(run).count
+
+
+def _along(run: RunSpec) -> Directions:
+    assert run.directions is not None, "a run without a codec has directions"
+    return run.directions
 
 
 def _below(run: RunSpec, view: View) -> int:
@@ -155,8 +164,7 @@ def _below(run: RunSpec, view: View) -> int:
 
 def _numbers(run: RunSpec, view: View, portion: Portion | None) -> int:
     if run.codec is None:
-        assert run.directions is not None
-        return SCHEDULE["local_steps"] if run.directions.drawn == "pool" else run.directions.count
+        return _measured(run)
     if run.directions is not None:
         return view.shared.above(_below(run, view)).size + run.directions.count
     return view.shared.size if portion is None else portion.layout(view.shared).size
@@ -177,9 +185,8 @@ def _travels(run: RunSpec, adapter: Adapter, base: Any) -> str:
 def _down(run: RunSpec, rules: Rules) -> int:
     """What a device fetches that has the release before."""
     if run.codec is None:
-        assert run.directions is not None
-        strands = DEVICES if run.directions.drawn == "device" else 1
-        return len(Step(tuple((n, np.ones(run.directions.count, np.int64)) for n in range(strands))).to_bytes())
+        strands = DEVICES if _along(run).drawn == "device" else 1
+        return len(Step(tuple((n, np.ones(_along(run).count, np.int64)) for n in range(strands))).to_bytes())
     if rules.downlink is None:
         return rules.snapshot_bytes
     chance = np.random.Generator(np.random.Philox(key=0))
@@ -263,7 +270,7 @@ Bytes up are, beside a head of a few dozen bytes and a bit for each tensor where
 |---|---|
 | deltas | numbers × the codec's bits / 8: 32 as float32; docs/bandwidth.md has the other codecs |
 | multiples | 23 + numbers × 2 (16 bits each) |
-| multiples of a pool | 23 + numbers × 4 (each names its direction) |
+| multiples of a pool, and of chosen candidates (`fwdllm`) | 23 + numbers × 4 (each names its direction) |
 
 *Codec*: whether updates are deltas, which any codec codes. *Sum suffices*: whether the coordinator needs only what updates
 add up to, so that a rule that hides single ones can be put before it; where it needs every update, it says so. *Mixed
@@ -273,6 +280,9 @@ it lies beside it. *Tested*: where its arithmetic is compared with an independen
 `tests/experiments/test_method_table.py` plays every row on a tiny quantized model,
 and with it each yes of the last three questions; the two before follow from the row's codec and aggregator. SmolLM2 has no
 biases: tuning them (BitFit) is refused there by name; `norm_fit` is its stand-in.
+
+`fedex_lora` and `flora` are exact while the adapter's `history` has the rank for all rounds: FedEx-LoRA adds rank × (devices - 1)
+a round, FLoRA the sum of its devices' ranks. From the round on in which it is full they keep the nearest of its rank.
 
 What each method learned of the same text, and what that cost, is in docs/benchmark.md. `fedbiot` tunes on an emulator of 14 of
 the 30 layers (docs/emulators.md) and is measured on the whole model. Split learning (docs/split.md) is no row: what it moves

@@ -56,17 +56,17 @@ PARTITIONS: Mapping[str, Callable[[Sequence[str], int, float, Chance], Shares]] 
 WITH_ALPHA = ("dirichlet", "sizes")
 
 
-def checked(named: str) -> str:
-    """Raises UserError for what `dealt` does not know."""
+def checked(named: str, option: str = "--partitions") -> str:
+    """Raises UserError, of `option`, for what `dealt` does not know."""
     name, _, alpha = named.partition("-")
     if name not in PARTITIONS or (name in WITH_ALPHA) != bool(alpha):
-        raise UserError(f"--partitions: unknown {named!r}; choose of natural, even, dirichlet-ALPHA, sizes-ALPHA")
+        raise UserError(f"{option}: unknown {named!r}; choose of natural, even, dirichlet-ALPHA, sizes-ALPHA")
     try:
         fits = not alpha or 0 < float(alpha) < float("inf")
     except ValueError:
         fits = False
     if not fits:
-        raise UserError(f"--partitions: {named!r}: alpha must be a positive number")
+        raise UserError(f"{option}: {named!r}: alpha must be a positive number")
     return named
 
 

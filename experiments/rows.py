@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from wire.codecs.compositions import INT4, INT8
 from wire.spec import Plain
 
+TRAVEL = ("codec", "downlink", "rates")
+"""The keys of a run spec that a row says, or leaves out where it does without."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -93,7 +93,11 @@ def _cell(args: argparse.Namespace) -> Cell:
     for name in ("clients", "rounds", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1")
-    return Cell(args.method, f"{args.domain}/{partitions.checked(args.partition)}", args.seed)
+    if not 0 <= args.seed < 1 << 63:
+        raise UserError("--seed must lie between 0 and 2^63 - 1")
+    if args.address is not None and args.engine != "ray":
+        raise UserError("--address is of a Ray cluster: give --engine ray with it, or leave it out")
+    return Cell(args.method, f"{args.domain}/{partitions.checked(args.partition, '--partition')}", args.seed)
 
 
 def _settings(args: argparse.Namespace) -> Plain:

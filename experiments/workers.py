@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from typing import IO, Any, Protocol
 from experiments.benchmark_cell import Federation, Setting
 from experiments.cells import Cell
 from experiments.simulation import Published, Sent, Spent
-from wire import spec
+from wire import addresses, spec
 from wire.errors import MachineError, MissingExtra, UserError
 from wire.messages import ReleaseManifest
 from wire.spec import Plain
 
 LENGTH = struct.Struct("<I")
+ANSWERS_S = 10.0
+"""How long a cluster has to take a connection."""
 
 
 class Worker:
@@ -171,6 +174,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
     except ImportError as error:
         raise MissingExtra("ray", "ray") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _look_at(address)
     local: Plain = {"num_cpus": workers, "include_dashboard": False} if address is None else {"address": address}
     try:
         ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
@@ -180,6 +184,16 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _look_at(address: str | None) -> None:
+    """Raises UserError where nobody listens: Ray itself asks for minutes. Its own words, such as "auto", are left to it."""
+    if address is None or ":" not in address:
+        return
+    try:
+        socket.create_connection(addresses.parse(address.removeprefix("ray://")), timeout=ANSWERS_S).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers there: {error.strerror or error}") from error
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

@@ -87,6 +87,16 @@ def test_a_client_that_shows_json_loads_nothing_that_it_does_not_need() -> None:
         (["coordinator", "invite", "--quota", "-1"], "argument --quota: '-1': a quota is 1 to 1,000,000"),
         (["coordinator", "invite", "--quota", "9" * 30], "a quota is 1 to 1,000,000"),
         (["run", "list", "--coordinator", "http://foo"], "argument --coordinator: 'http://foo': expected HOST:PORT"),
+        *(
+            (
+                ["run", action, "x", *more, "--release", number],
+                f"argument --release: '{number}' is not the number of a release",
+            )
+            for action, more in (("export", ["out", "--to", "peft"]), ("replay", []))
+            for number in ("-1", "9" * 12)
+        ),
+        (["client", "export", "--run", "x", "out", "--to", "peft", "--release", "-1"], "argument --release: '-1'"),
+        (["client", "generate", "--run", "x", "hi", "--release", "-1"], "argument --release: '-1'"),
         (["client", "enroll", INVITATION, "--name", "", "--state", "/nowhere"], "argument --name: ''"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,

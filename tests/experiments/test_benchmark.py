@@ -295,6 +295,47 @@ def test_a_folders_domain_goes_before_a_built_in_one_of_its_name(folder: Path) -
     assert corpora.corpus("chat", 3, folder).keys and corpora.corpus("speeches", 3, None).train[0].text
 
 
+def test_a_codec_that_is_named_goes_both_ways_in_place_of_the_rows(folder: Path) -> None:
+    settings = json.loads(json.dumps(benchmark._settings(asked(folder, folder))))
+    for codec in ("float32", "int8"):
+        flasc, fedit = (
+            Setting(Cell(f"{method}+{codec}", "law/natural", 0), settings).spec(4) for method in ("flasc", "fedit")
+        )
+        assert (flasc.codec, flasc.downlink) == (fedit.codec, fedit.downlink)
+        assert (flasc.downlink is None) == (codec == "float32")
+    own = Setting(Cell("flasc", "law/natural", 0), settings).spec(4)
+    assert own.downlink is not None and own.downlink.decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--engines", "toy", "torch"], "--engines: torch cannot play --model toy alone; choose of toy"),
+        (["--preset", "small", "--engines", "split"], "--engines: split cannot play .*; choose of onnx, torch"),
+        (["--general", "law"], "'law' is learned itself"),
+        (["--general", "empty"], "'empty' has no held-out text"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_played(
+    more: list[str], said: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "empty.train.jsonl").write_bytes((folder / "law.train.jsonl").read_bytes())
+    (folder / "empty.test.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=said):
+        benchmark.run(asked(folder, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_learned_in_one_place_may_tell_what_is_forgotten_in_another(folder: Path, tmp_path: Path) -> None:
+    assert len(benchmark._wanted(asked(folder, tmp_path, "--domains", "law", "code", "--general", "law", "code"))) == 18
+
+
+def test_a_folder_below_a_file_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("x")
+    with pytest.raises(UserError, match="no folder can be made there"):
+        benchmark.run(asked(folder, tmp_path / "afile" / "x"))
+
+
 def test_figures_that_make_no_sense_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--devices must be at least 1"):
         benchmark.run(asked(folder, tmp_path, "--devices", "0"))

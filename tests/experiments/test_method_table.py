@@ -104,7 +104,10 @@ def test_a_row_without_a_codec_sends_multiples_and_any_other_a_delta() -> None:
 
 def test_bytes_follow_the_formulas() -> None:
     shapes = method_table.Shapes()
-    fedit, mezo, kseed = (method_table.facts(survey.SURVEY[name], shapes) for name in ("fedit", "mezo", "kseed"))
+    fedit, mezo, kseed, fwdllm = (
+        method_table.facts(survey.SURVEY[name], shapes) for name in ("fedit", "mezo", "kseed", "fwdllm")
+    )
     assert 0 <= fedit.bytes_up - 4 * fedit.numbers < 64
     assert (mezo.bytes_up, kseed.bytes_up) == (23 + 2 * mezo.numbers, 23 + 4 * kseed.numbers)
-    assert fedit.numbers == 2_442_240 and kseed.numbers == 10
+    assert fedit.numbers == 2_442_240 and kseed.numbers == fwdllm.numbers == 10
+    assert fwdllm.bytes_up == 23 + 4 * fwdllm.numbers

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -101,3 +103,20 @@ def test_what_there_is_not_is_refused(folder: Path) -> None:
         simulate.run(asked(folder, "--method", "magic"))
     with pytest.raises(UserError, match="--workers must be at least 1"):
         simulate.run(asked(folder, "--workers", "0"))
+    with pytest.raises(UserError, match="--seed must lie between 0"):
+        simulate.run(asked(folder, "--seed", "-1"))
+    with pytest.raises(UserError, match="--partition: unknown 'round'"):
+        simulate.run(asked(folder, "--partition", "round"))
+    with pytest.raises(UserError, match="give --engine ray with it"):
+        simulate.run(asked(folder, "--address", "auto"))
+
+
+def test_a_cluster_at_a_port_where_nobody_listens_is_refused_at_once(folder: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    for there in (address, f"ray://{address}"):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"--address {there}: no Ray cluster answers there"):
+            simulate.run(asked(folder, "--engine", "ray", "--address", there))
+        assert time.monotonic() - began < 2 * workers.ANSWERS_S
