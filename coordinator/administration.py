@@ -11,9 +11,10 @@ import grpc
 from coordinator import ingest, publish
 from coordinator.callers import presented
 from coordinator.core import NO_IDENTITIES, POLL_S, Core, answered, streamed
-from coordinator.rules import Rules
+from coordinator.rules import Rules, check_codecs
 from coordinator.stores.administrators import Administrator
 from coordinator.stores.devices import Device
+from coordinator.threads import on
 from protos.v1 import federation_pb2 as pb
 from protos.v1 import federation_pb2_grpc as pb_grpc
 from wire import run_spec
@@ -33,6 +34,7 @@ class Administration(pb_grpc.AdministrationServicer):
         created = run_spec.parse(_json(request.spec_json))
         layout = Layout.parse(_json(request.layout_json))
         Rules.of(created, layout)
+        await on(self._core.compute, check_codecs, created)
         if not run_spec.DIGEST.fullmatch(request.adapter_digest):
             raise PayloadError(Reason.BAD_REQUEST, "adapter_digest must be 64 hexadecimal digits")
         if created.start not in (None, request.adapter_digest):

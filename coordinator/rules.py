@@ -9,7 +9,8 @@ import numpy as np
 from coordinator.aggregators import AGGREGATORS, SERVER_OPTIMIZERS, Aggregator, ServerOptimizer, Sum
 from wire import portion_rules, portions, scalars, spec, split
 from wire.banks import banks
-from wire.codecs.chain import Chain
+from wire.codecs import trial
+from wire.codecs.chain import LONGEST_TARGET, Chain
 from wire.delta import HISTORY, Delta, Layout, Vector
 from wire.errors import PayloadError, Reason, SpecError
 from wire.portion_rules import Rule, rule_of
@@ -157,8 +158,30 @@ class Rules:
 def _check_rates(by: Rules) -> None:
     """Raises SpecError where no codec of the run has a target to spread."""
     codecs = [codec for codec in (by.codec, by.downlink) if codec is not None]
-    if all(codec.rated(2.0) is codec for codec in codecs):
+    if all(codec.rated(share) is codec for codec in codecs for share in (0.5, 2.0)):  # at a bound it goes one way alone
         raise SpecError("rates: neither updates nor releases have a codec with a target of bits, such as rotated_ecsq")
+
+
+def check_codecs(run: RunSpec) -> None:
+    """Try the codecs of a run that is created, at the rates of its first and last round: a tenth of a second, at most one.
+
+    Raises SpecError for stages that do not go together, and for rates beyond what a codec can be asked for. A stored run is not
+    looked at so: it was.
+    """
+    codecs = {"codec": run.chain(), "downlink.codec": run.downlink.chain() if run.downlink else None}
+    for where, codec in ((where, codec) for where, codec in codecs.items() if codec is not None):
+        for number in {1, run.rounds}:
+            share = 1.0 if run.rates is None else run.rates.share(number, run.rounds)
+            _check_most(codec, share, number, where)
+            trial.check(codec, share, where)
+
+
+def _check_most(codec: Chain, share: float, number: int, where: str) -> None:
+    if codec.target_bits * share > LONGEST_TARGET * (1 + 1e-9):
+        raise SpecError(
+            f"rates: with this growth {where} has {share:.3g} times {codec.target_bits:g} bits a parameter in round {number}, "
+            f"and {LONGEST_TARGET:g} are the most: take a smaller target_bits, or a growth nearer to 1"
+        )
 
 
 def _check_individual(made: Rules) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from coordinator.rules import Rules
+from coordinator.rules import Rules, check_codecs
 from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
@@ -153,9 +153,10 @@ def create(
     """Open a run: find its base, let its method lay out and initialise the adapter, or `start_from` another one, and upload both
     names and numbers.
 
-    Raises SpecError for a method that is not in its table, BaseModelError for a base of another digest, UserError for an adapter
-    that the run cannot start from.
+    Raises SpecError for a method that is not in its table and a codec that cannot work, BaseModelError for a base of another
+    digest, UserError for an adapter that the run cannot start from.
     """
+    check_codecs(wanted)  # before minutes are spent on a base
     base = bases.find(wanted.base, folder)
     named, adapter = settled(dataclasses.replace(wanted, base=_named(wanted, base, folder)), base)
     layout, initial = layout_of(named, adapter, base), initial_of(named, adapter, base)

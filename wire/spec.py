@@ -111,12 +111,17 @@ def convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _first_fit(kinds: list[Any], value: Any, where: str) -> Any:
-    for kind in kinds[:-1]:
+    """Raises what is wrong further in, where the value is of one of the kinds; else SpecError with all that would do."""
+    wrong = []
+    for kind in kinds:
         try:
             return convert(kind, value, where)
-        except SpecError:
-            continue
-    return convert(kinds[-1], value, where)
+        except SpecError as error:
+            wrong.append(str(error))
+    begin, end = f"{where}: expected ", f", got {value!r}"
+    within = [said for said in wrong if not said.startswith(begin)]
+    either = " or ".join(said.removeprefix(begin).removesuffix(end) for said in wrong)
+    raise SpecError(within[0] if within else f"{begin}{either}{end}")
 
 
 def _checked(good: bool, value: Any, where: str, expected: str) -> Any:

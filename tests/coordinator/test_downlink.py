@@ -122,6 +122,8 @@ def test_with_rates_the_last_release_leaves_less_unsent_for_no_more_bits_in_all(
 def test_rates_need_a_codec_with_a_target() -> None:
     with pytest.raises(SpecError, match="target of bits"):
         rules(rates={"growth": 4.0})
+    for target in (0.001, 12.0):  # from a bound it can go one way alone, and has a target all the same
+        rules(codec=ecsq(target), rates={"growth": 4.0})
 
 
 def test_a_coded_release_is_golden_for_ever() -> None:

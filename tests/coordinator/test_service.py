@@ -24,7 +24,7 @@ from tests.updates import BIG, LAYOUT, created, make, named, newest, reason_of, 
 from wire.delta import Layout, Tensor
 from wire.errors import Reason, Unreachable
 from wire.messages import PROTOCOL, Contribution, Finished, Metrics, Task, Wait
-from wire.run_spec import RunSpec
+from wire.run_spec import Downlink, RunSpec
 
 
 def test_a_round_of_one_device_publishes_exactly_what_it_sent(connection: Connection) -> None:
@@ -126,9 +126,12 @@ def test_runs_that_cannot_be_are_refused_before_anything_is_written(connection: 
     good = make("never")
     nameless = dataclasses.replace(good, base=dataclasses.replace(good.base, digest=""))
     no_aggregator = dataclasses.replace(good, aggregator={"id": "os.system"})
+    turned_twice = ({"id": "rank_rotate"}, {"id": "rank_rotate"}, {"id": "pack"})
     for run, layout, adapter in [
         (nameless, LAYOUT, zeros),
         (no_aggregator, LAYOUT, zeros),
+        (dataclasses.replace(good, codec=turned_twice), LAYOUT, zeros),
+        (dataclasses.replace(good, downlink=Downlink(turned_twice)), LAYOUT, zeros),
         (good, BIG, zeros),
         (good, LAYOUT, zeros + np.float32("inf")),
     ]:

@@ -82,6 +82,8 @@ def test_a_codec_given_beside_a_spec_takes_the_place_of_its_own_and_leaves_all_e
         ({"cohort": {"goal": 2, "owner_share": 1.1}}, "owner_share"),
         ({"cohort": {}}, "missing key 'goal'"),
         ({"codec": "int2"}, "unknown name 'int2'"),
+        ({"codec": 5}, "run spec.codec: expected a list or a str, got 5"),
+        ({"codec": ["int4"]}, r"run spec.codec\[0\]: expected a table, got 'int4'"),
         ({"codec": [{"id": "os.system"}]}, "unknown id 'os.system'"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"evaluation": {"fraction": 0}}, "fraction"),

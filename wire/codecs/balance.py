@@ -44,7 +44,7 @@ class Balance:
     def decode(self, y: Fields, like: Shape) -> Fields:
         return {**y, "values": self._times(y["values"], 2.0**self.halvings, like)}
 
-    def parts(self, y: Fields, like: Shape, parts: Iterable[Vector]) -> Iterator[Vector]:
+    def turned(self, y: Fields, like: Shape, parts: Iterable[Vector]) -> Iterator[Vector]:
         """As `decode`, tensor after tensor."""
         factor = np.float32(2.0**self.halvings)
         for tensor, part in zip(like["values"].tensors, parts, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -56,6 +56,11 @@ class Chain:
         tables = [spec.plain(stage) for stage in self.stages]
         rated = [_rated(table, share) for table in tables]
         return self if rated == tables else Chain(series.build(rated, "codec"), self.digest)
+
+    @property
+    def target_bits(self) -> float:
+        """The most bits a parameter that one of its stages is asked for; 0 where none has such a target."""
+        return max(_target_bits(spec.plain(stage) for stage in self.stages), default=0.0)
 
     def max_bytes(self, layout: Layout) -> int:
         """The longest payload that an encoder can write for `layout`."""
@@ -125,6 +130,13 @@ def _rated(stage: Plain, share: float) -> Plain:
     if "inner" in changed:
         changed["inner"] = [_rated(inner, share) for inner in changed["inner"]]
     return changed
+
+
+def _target_bits(stages: Iterable[Plain]) -> Iterator[float]:
+    for stage in stages:
+        if "target_bits" in stage and stage.get("target_bytes") is None:
+            yield stage["target_bits"]
+        yield from _target_bits(stage.get("inner", ()))
 
 
 def _placed(parts: Iterator[Vector], layout: Layout) -> Iterator[tuple[slice, Vector]]:

@@ -92,7 +92,7 @@ class Ecsq:
         values = rank_rows.scattered(np.concatenate(parts), like["values"].tensors)
         return {"values": values, **{name: field for name, field in y.items() if name in like}}
 
-    def parts(self, y: Fields, like: Shape, parts: None = None) -> Iterator[Vector]:
+    def parts(self, y: Fields, like: Shape) -> Iterator[Vector]:
         """The values in row order, tensor after tensor. Raises PayloadError."""
         size, rows, step = like["values"].length, rank_rows.of(like["values"]), y["step"][0]
         if not 0 <= step < np.inf:

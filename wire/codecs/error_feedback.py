@@ -52,7 +52,7 @@ class ErrorFeedback:
         arrived = self.decode(sent, like)["values"]
         return sent, {"residual": wanted - arrived, **following}
 
-    def parts(self, y: Fields, like: Shape, parts: None) -> Iterator[Vector] | None:
+    def parts(self, y: Fields, like: Shape) -> Iterator[Vector] | None:
         """As `series.parts`."""
         return series.parts(self.stages, y, like)
 

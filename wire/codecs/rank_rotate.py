@@ -76,12 +76,12 @@ class RankRotate:
 
     def decode(self, y: Fields, like: Shape) -> Fields:
         tensors, values = like["values"].tensors, np.array(y["values"], np.float32)
-        for _ in self.parts(y, like, _parts(values, tensors)):
+        for _ in self.turned(y, like, _parts(values, tensors)):
             pass  # turned in place
         rest = {name: field for name, field in y.items() if name not in ("normals", "values")}
         return {"values": rank_rows.scattered(values, tensors), **rest}
 
-    def parts(self, y: Fields, like: Shape, parts: Iterable[Vector]) -> Iterator[Vector]:
+    def turned(self, y: Fields, like: Shape, parts: Iterable[Vector]) -> Iterator[Vector]:
         """Tensor after tensor, turned back in place. Raises PayloadError."""
         kernel = kernels.fastest(like["values"].length)
         entries, at = _unpacked(y["normals"], self.bits, self._entries(like["values"])), 0

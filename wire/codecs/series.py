@@ -50,8 +50,8 @@ def parts(stages: Sequence[Stage], y: Any, like: Any) -> Iterator[Vector] | None
     found: Any = None
     for stage, shape in reversed(list(zip(stages, shapes(stages, like), strict=False))):
         if stage.kind == "fields":
-            row: Any = stage  # `parts` is no part of the protocol
-            found = row.parts(y, shape, found)
+            row: Any = stage  # neither `parts` nor `turned` is part of the protocol
+            found = row.parts(y, shape) if found is None else row.turned(y, shape, found)
         else:
             y = stage.decode(y, shape)
     made: Iterator[Vector] = found
@@ -81,8 +81,12 @@ def _adds(stages: Sequence[Stage]) -> bool:
 
 
 def _in_parts(stages: Sequence[Stage]) -> bool:
+    """Whether the last field stage, or what it wraps, gives parts, and each before it turns those."""
     fields = [stage for stage in stages if stage.kind == "fields"]
-    return all(hasattr(stage, "parts") and _in_parts(getattr(stage, "stages", ())) for stage in fields)
+    if not fields or not all(hasattr(stage, "turned") for stage in fields[:-1]):
+        return False
+    inner = getattr(fields[-1], "stages", None)
+    return hasattr(fields[-1], "parts") if inner is None else _in_parts(inner)
 
 
 def decode(stages: Sequence[Stage], y: Any, like: Any) -> Any:
