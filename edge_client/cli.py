@@ -108,13 +108,18 @@ def _join_arguments(parser: argparse.ArgumentParser) -> None:
         "--domain", metavar="NAME", help="the bank that this text belongs to, in runs of several; default: by its loss"
     )
     parser.add_argument("--middle", metavar="HOST:PORT", help="split learning: who runs `edgetune middle`")
-    _rank_argument(parser)
+    _rank_argument(parser, "what --max-memory allows")
     _state_arguments(parser)
     _compute_arguments(parser)
 
 
-def _rank_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rank", type=positive, metavar="N", help="at most this rank, in runs that let devices choose")
+def _rank_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--rank",
+        type=positive,
+        metavar="N",
+        help=f"at most this rank, in runs that let devices choose; default: {default}",
+    )
 
 
 def _taken_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +128,7 @@ def _taken_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN", help="the run whose adapter it is")
     parser.add_argument("--domain", metavar="NAME", help="which of its adapters, where it has banks")
     _state_arguments(parser)
-    _rank_argument(parser)
+    _rank_argument(parser, "that of its last part in the run")
     parser.add_argument("--release", type=release_number, metavar="VERSION", help="default: the newest")
 
 

@@ -96,6 +96,7 @@ def _compute(connection: Connection, state: DeviceState, work: Work, task: Task,
     if held.release.digest != task.release_digest:
         raise Refused(Reason.BAD_DIGEST, f"release {task.release_version} is not the one the task names")
     state.saw(held.release)
+    state.tunes(work.run, work.view.rank)
     work = _of_its_bank(state, work, task, held, tell)
     start = work.view.enter(held.trajectory, state.own(work.run, work.own))
     weights = _weighed(state, work, task, start)

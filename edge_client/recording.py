@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 from wire.delta import Delta
@@ -14,6 +13,8 @@ from wire.messages import Task
 
 def prepare(folder: Path) -> None:
     """Make the folder, and try it. Raises UserError where nothing can be written into it."""
+    import tempfile  # needed here alone: it brings shutil, and with it three compressors
+
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:

@@ -58,6 +58,7 @@ class Pending:
     own: Vector | None = None
 
 
+RANK = "rank.npz"
 UNKNOWN = -1 << 62
 """The release of what was written down before its version was: older than all that anything is owed to."""
 
@@ -114,6 +115,11 @@ class DeviceState:
     def weigh(self, run: RunSpec, weights: tuple[float, float]) -> None:
         """Keep what was found."""
         _write(self._run(run.name) / "weights.npz", _npz({"spec": _bytes(run.digest), "weights": np.array(weights)}))
+
+    def tunes(self, run: RunSpec, rank: int | None) -> None:
+        """Keep the rank at which this device takes part in a run; None for the run's."""
+        if tuned_rank(self.folder, run) != rank:
+            _write(self._run(run.name) / RANK, _npz({"spec": _bytes(run.digest), "rank": np.array(rank or 0)}))
 
     def record(self, run: str) -> Record:
         try:
@@ -265,6 +271,15 @@ class DeviceState:
         if kept is None:
             _write(file, device.encode())
         return device
+
+
+def tuned_rank(folder: Path, run: RunSpec) -> int | None:
+    """The rank at which the device whose state is in `folder` last took part in this very run; None for the run's, and before it
+    did. The file is whole at any time, so that nothing need be locked."""
+    found = _read(folder / "runs" / run.name / RANK)
+    if found is None or _text(found["spec"]) != run.digest:
+        return None
+    return int(found["rank"]) or None
 
 
 @contextlib.contextmanager

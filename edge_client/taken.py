@@ -9,7 +9,8 @@ from edge_client.adapters import Adapter, Base
 from edge_client.banks import of_domain
 from edge_client.fusion import fused
 from edge_client.session import view_of
-from edge_client.state import DeviceState
+from edge_client.state import DeviceState, tuned_rank
+from edge_client.view import full_rank
 from wire.delta import Layout, Vector
 from wire.errors import UserError
 from wire.run_spec import RunSpec
@@ -34,12 +35,16 @@ def taken(
     rank: int | None = None,
     domain: str | None = None,
 ) -> Taken:
-    """A release for a device whose state is in `folder`; that is opened only where a run leaves devices something of their own.
-    Of a run of banks, that of `domain`.
+    """A release for a device whose state is in `folder`, at `rank` (None: that of its last part in the run); the state is
+    locked only where a run leaves devices something of their own. Of a run of banks, that of `domain`.
 
-    Raises UserError where this device has nothing of its own yet, and for a bank that there is not.
+    Raises UserError where this device has nothing of its own yet, for a bank that there is not and for a rank beyond the run's.
     """
-    view = of_domain(run, view_of(run, row, base, rank), domain)
+    view = of_domain(run, view_of(run, row, base, tuned_rank(folder, run) if rank is None else rank), domain)
+    if rank is not None and rank > (full := full_rank(view.shared)):
+        raise UserError(
+            f"--rank {rank}: run {run.name!r} has rank {full}; leave --rank out for what this device tuned at"
+        )
     row = row if view.rank is None else row.narrowed(view.rank)
     if view.personal is None:
         return Taken(row, view.layout, view.enter(release, release.adapter[:0]).adapter)

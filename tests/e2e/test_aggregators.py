@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_client.state import tuned_rank
+from edge_client.transport import Connection
 from tests.processes import CoordinatorProcess, edgetune, finished, start_client, write_texts, write_toy_spec
 
 WORDS = ["alpha", "beta", "gamma"]
@@ -29,7 +31,10 @@ def test_a_run_that_multiplies_factors_learns_and_can_be_computed_again(row: str
             for word, more in zip(WORDS, ranks, strict=True)
         ]
         finished(clients)
+        with Connection(coordinator.address) as connection:
+            described, _ = connection.describe("toy")
         status = edgetune("run", "status", "toy", "--coordinator", coordinator.address, "--json")
+    assert tuned_rank(tmp_path / "alpha", described) == 2 and tuned_rank(tmp_path / "beta", described) is None
     losses = [release["held_out_loss"] for release in json.loads(status.stdout)["releases"]]
     assert losses[-1] < losses[0] - 0.2
     verified = edgetune("run", "verify", "toy", "--store", tmp_path / "store", "--json")
