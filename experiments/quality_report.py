@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +120,10 @@ def _times(line: Line) -> str:
     return "–" if line.times_less is None else f"{line.times_less:.1f}"
 
 
+LOWEST, NAME_HEIGHT = -10.0, 5.0
+"""Of a picture's axis, in per cent."""
+
+
 def picture(report: Plain, path: Path) -> None:
     """Share of the first row's gain against bits a parameter up and down together; a panel a domain, a point a row."""
     import matplotlib
@@ -126,16 +132,12 @@ def picture(report: Plain, path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(line["domain"] for line in report["lines"]))
+    colors = {row: f"C{n % 10}" for n, row in enumerate(dict.fromkeys(line["row"] for line in report["lines"]))}
     figure, axes = pyplot.subplots(
         1, len(names), figsize=(5.2 * len(names), 4.2), layout="constrained", sharey=True, squeeze=False
     )
     for side, name in zip(axes[0], names, strict=True):
-        for i, line in enumerate(
-            line for line in report["lines"] if line["domain"] == name and line["share"] is not None
-        ):
-            at = line["bits_up"] + line["bits_down"]
-            side.errorbar([at], [100 * line["share"]], [100 * (line["share_deviation"] or 0.0)], fmt="o", color=f"C{i}")
-            side.annotate(line["row"], (at, 100 * line["share"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        _draw(side, [line for line in report["lines"] if line["domain"] == name and line["share"] is not None], colors)
         side.axhline(99, color="#888888", ls=":", lw=1)
         side.set(title=name, xscale="log", xlabel="bits a parameter, up and down together")
         side.margins(x=0.2)
@@ -144,3 +146,18 @@ def picture(report: Plain, path: Path) -> None:
     axes[0][0].set_ylabel(f"% of {report['reference']}'s gain in held-out loss")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _draw(side: Any, lines: Sequence[Plain], colors: Mapping[str, str]) -> None:
+    """A point a row, the best first, whose name goes below that of a better one with about as many bits; what is below LOWEST is
+    drawn there, with its figure."""
+    named: list[tuple[float, float]] = []
+    for line in sorted(lines, key=lambda line: -line["share"]):
+        bits, share = line["bits_up"] + line["bits_down"], 100 * line["share"]
+        y, name = max(share, LOWEST), line["row"] if share >= LOWEST else f"{line['row']} ({share:,.0f} %)"
+        deviation = [100 * (line["share_deviation"] or 0.0)] if share >= LOWEST else [0.0]
+        side.errorbar([bits], [y], deviation, fmt="o" if share >= LOWEST else "v", color=colors[line["row"]])
+        beside = [place for other, place in named if abs(math.log10(other / bits)) < 0.7]
+        place = min([y, *(place - NAME_HEIGHT for place in beside)])
+        named.append((bits, place))
+        side.annotate(name, (bits, place), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
