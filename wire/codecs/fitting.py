@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from wire.codecs import Array, kernels, rans, rate, tables
 from wire.codecs.kernels import LARGEST, SYMBOLS, UNITS, Ints, Words
 from wire.codecs.rank_rows import RankRows
-from wire.codecs.rate import Plan
+from wire.codecs.rate import Floats
 from wire.codecs.tables import Tables
 from wire.delta import Vector
 
@@ -51,8 +52,8 @@ class Coded:
 
 @dataclasses.dataclass
 class Fit:
-    """The best of what has been tried and takes at most `budget` bits: the one that errs least. Among those that leave nothing
-    out but what is not worth its bits (`plain`) it is the longest, which need not be measured."""
+    """The best of what has been tried and takes at most `budget` bits: the one that errs least. Among those of plans made for the
+    budget (`plain`) it is the longest, which need not be measured: measuring takes longer than coding."""
 
     values: Vector
     rows: RankRows
@@ -69,7 +70,7 @@ class Fit:
         """Take it if it is better."""
         if made.bits > self.budget or len(made.escapes) > most_escapes(len(self.values)):
             return
-        if plain and self.plain:
+        if not self.best.bits or (plain and self.plain):
             better = made.bits > self.best.bits
         else:
             better = error(made, self.values, self.rows) < error(self.best, self.values, self.rows)
@@ -90,30 +91,30 @@ def fitted(values: Vector, rows: RankRows, budget: float) -> Coded:
     for _ in range(ATTEMPTS):
         fine, coarse = rate.solve(estimate, wanted, finest)
         jumps = coarse.total < CLOSE * fine.total
-        classes = survey.fitted(fine, wanted, rows) if jumps else survey.chosen(fine)
-        made = _by_plan(values, rows, classes, fine, kernel)
+        classes, plan = survey.fitted(fine, wanted, rows) if jumps else survey.chosen(fine), fine
+        if jumps and survey.error(coarse, survey.chosen(coarse), rows) < survey.error(fine, classes, rows):
+            classes, plan = survey.chosen(coarse), coarse  # fewer bits err less than rows left out
+        made = _quantized(values, rows, classes, plan.step, plan.thresholds, kernel)
         if len(made.escapes) > most_escapes(len(values)):
-            finest = max(1.01 * fine.step, finest_for(values))
+            finest = max(1.01 * plan.step, finest_for(values))
             continue
-        fit.offer(made, not jumps)
-        if jumps:
-            fit.offer(_by_plan(values, rows, survey.chosen(coarse), coarse, kernel), plain=False)
-        if CLOSE * budget <= made.bits <= budget or fine is coarse:
+        fit.offer(made, plain=plan is fine)
+        if CLOSE * budget <= made.bits <= budget or plan is coarse:
             break
         wanted *= goal / made.bits if made.bits else 1.0
         if jumps and made.bits < budget:
             survey = survey.without(classes < 0, rows)  # what is too little for one more row goes into a finer step
             estimate, wanted = rate.Estimate(survey), goal
     if fit.missed:
-        whole = np.full(len(survey.scales), DEAD_ZONE)
-        bisected(
-            fit, lambda step: _by_plan(values, rows, survey.classes, Plan(step, whole, whole), kernel), finest, largest
-        )
+        every = np.full(len(survey.scales), DEAD_ZONE)
+        for rest in (survey.classes, classes):
+            made_at = functools.partial(_quantized, values, rows, rest, thresholds=every, kernel=kernel)
+            bisected(fit, made_at, finest, largest)
     return fit.best
 
 
 def bisected(fit: Fit, made: Callable[[float], Coded], finest: float, largest: float) -> None:
-    """Offer what the finest step gives that goes into the budget with every class in it."""
+    """Offer what the finest step gives that goes into the budget."""
     low, high = math.log2(finest), math.log2(2 * largest)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -141,13 +142,14 @@ def error(made: Coded, values: Vector, rows: RankRows) -> float:
     return float(np.square(found - values, dtype=np.float64).sum())
 
 
-def _by_plan(values: Vector, rows: RankRows, classes: Ints, plan: Plan, kernel: Any) -> Coded:
+def _quantized(values: Vector, rows: RankRows, classes: Ints, step: float, thresholds: Floats, kernel: Any) -> Coded:
+    """Rows of `classes` (-1: left out), each with its threshold."""
     known, used = numbered(classes)
-    offsets, step = UNITS - np.rint(plan.thresholds[known] * UNITS).astype(np.int64), np.float32(plan.step)
+    offsets, wide = UNITS - np.rint(thresholds[known] * UNITS).astype(np.int64), np.float32(step)
     symbols, escapes, counts, residuals = kernel.quantize(
-        values, rows.starts, rows.lengths, used, np.float32(UNITS) / step, offsets
+        values, rows.starts, rows.lengths, used, np.float32(UNITS) / wide, offsets
     )
-    return coded(step, symbols, escapes, used, tables.of(counts, residuals, used), counts)
+    return coded(wide, symbols, escapes, used, tables.of(counts, residuals, used), counts)
 
 
 def most_escapes(size: int) -> int:

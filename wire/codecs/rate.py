@@ -8,6 +8,7 @@ steps; a class may also be left out. So a step determines all else, and a budget
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -32,11 +33,13 @@ TABLE_BITS, LEVEL_BITS, ESCAPE_BITS = 40, 9, 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """A step, a threshold for each class (nan: left out), and the bits that each class is expected to take."""
+    """A step, a threshold for each class (nan: left out), and the bits and the squared error that each class is expected to take
+    and to have."""
 
     step: float
     thresholds: Floats
     bits: Floats
+    errors: Floats
 
     @property
     def total(self) -> float:
@@ -72,6 +75,30 @@ class Survey:
         classes[order[: int(np.searchsorted(np.cumsum(bits), plan.total - wanted))]] = -1
         return classes
 
+    def error(self, plan: Plan, classes: Ints, rows: RankRows) -> float:
+        """What is expected of `plan` where only the rows of `classes` that are not -1 are sent."""
+        dropped = np.bincount(self.classes, np.where(classes < 0, rows.lengths, 0), len(self.sizes))
+        each = np.divide(self.energies - plan.errors, self.sizes, out=np.zeros_like(plan.errors), where=self.sizes > 0)
+        return float((plan.errors + np.minimum(dropped, self.sizes) * each).sum())
+
+    @functools.cached_property
+    def energies(self) -> Floats:
+        """The squared error of leaving each class out."""
+        energies: Floats = (self.weights * self.middles**2).sum(axis=1)
+        return energies
+
+    @functools.cached_property
+    def weights(self) -> Floats:
+        """How many entries lie in each bin, float64 [classes, BINS]."""
+        weights: Floats = self.sampled * (self.sizes / self.sampled.sum(axis=1))[:, None]
+        return weights
+
+    @functools.cached_property
+    def middles(self) -> Floats:
+        """Of each bin, float64 [classes, BINS]."""
+        middles: Floats = (np.arange(BINS) + 0.5) * self.scales[:, None]
+        return middles
+
 
 def survey(values: Vector, largest: float, rows: RankRows, kernel: object) -> Survey:
     """Classes and their histograms, of `values` in row order; `largest`: of their magnitudes."""
@@ -94,34 +121,31 @@ class Estimate:
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
-        weight = survey.sampled * (survey.sizes / survey.sampled.sum(axis=1))[:, None]
-        middle = (np.arange(BINS) + 0.5) * survey.scales[:, None]
-        self._moments = [_cumulative(weight * middle**power) for power in range(2)]
-        self._energy = (weight * middle**2).sum(axis=1)
+        self._moments = [_cumulative(survey.weights * survey.middles**power) for power in range(2)]
         self._last = np.array([np.flatnonzero(row).max(initial=0) + 1 for row in survey.sampled])
 
     def plan(self, step: float) -> Plan:
         """The best thresholds for a step."""
-        bits, error, alone = self._at(step)
+        (bits, error), alone = self._at(step), self.survey.energies
         worth = error + SLOPE * step * step * bits
         best = np.argmin(worth, axis=1)
         chosen = np.arange(len(best)), best
         kept = worth[chosen] < alone
-        return Plan(step, np.where(kept, THRESHOLDS[best], np.nan), np.where(kept, bits[chosen], 0.0))
+        thresholds, errors = np.where(kept, THRESHOLDS[best], np.nan), np.where(kept, error[chosen], alone)
+        return Plan(step, thresholds, np.where(kept, bits[chosen], 0.0), errors)
 
-    def _at(self, step: float) -> tuple[Floats, Floats, Floats]:
-        """[classes, thresholds] bits and squared error, [classes] the error of leaving a class out."""
+    def _at(self, step: float) -> tuple[Floats, Floats]:
+        """[classes, thresholds] bits and squared error."""
         widths, sizes = self.survey.scales, self.survey.sizes
         levels = min(LARGEST + 1, int((self._last * widths).max() / step) + 2)
         edges = np.arange(levels)[None, None, :] + THRESHOLDS[None, :, None]
         count, first = (_cells(m, edges * step / widths[:, None, None]) for m in self._moments)
         squares = np.divide(first * first, count, out=np.zeros_like(count), where=count > 0.5)
-        alone = self._energy
-        error = alone[:, None] - squares[:, :, 1:].sum(axis=2)
+        error = self.survey.energies[:, None] - squares[:, :, 1:].sum(axis=2)
         share = count / np.maximum(1, sizes)[:, None, None]
         bits = sizes[:, None] * -(share * np.log2(np.maximum(share, 1e-12))).sum(axis=2)
         bits += sizes[:, None] - count[:, :, 0] + ESCAPE_BITS * (count[:, :, -1] if levels > LARGEST else 0)
-        return bits + TABLE_BITS + LEVEL_BITS * (count > 0.5).sum(axis=2), error, alone
+        return bits + TABLE_BITS + LEVEL_BITS * (count > 0.5).sum(axis=2), error
 
 
 def _cumulative(weights: Floats) -> Floats:
