@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_client.typed import device_name, memory, positive, release_number
 from wire import addresses
 from wire.errors import UserError
-from wire.run_spec import NAME
 
 if TYPE_CHECKING:
     from edge_client.adapters import Base
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 IDENTITY = "identity"
 """Within a device's state."""
 DEFAULT_COORDINATOR = "127.0.0.1:7443"
-LONGEST_RELEASE = 9
-"""Digits."""
 EXAMPLES = """\
 examples:
   edgetune client doctor
@@ -164,42 +161,6 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="call it without TLS and identity")
     parser.add_argument("--quick", action="store_true", help="reckon from sizes only: load nothing, time nothing")
     _compute_arguments(parser)
-
-
-def memory(text: str) -> int:
-    """Bytes of "2G", "800M" or "1500000000".
-
-    >>> memory("1.5G")
-    1610612736
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 2G or 800M")
-    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all; leave it out for no limit")
-    return size
-
-
-def device_name(text: str) -> str:
-    """A name that a device may have."""
-    if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: 1 to 64 of a-z 0-9 . _ -, starting with a letter or digit")
-    return text
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def release_number(text: str) -> int:
-    """The number of a release, within what a message can say."""
-    if not (text.isdecimal() and len(text) <= LONGEST_RELEASE):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a release: 0 or more")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

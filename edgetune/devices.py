@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import cli
-from edge_client.cli import device_name
+from edge_client.typed import device_name
 from wire import addresses
 from wire.errors import IdentityError, MissingExtra, UserError
 

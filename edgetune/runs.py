@@ -22,12 +22,12 @@ from edge_client import bases, starts
 from edge_client.adapters import Adapter, Base
 from edge_client.adapters.low_rank import PREFIX
 from edge_client.banks import initial_of, layout_of, names_of, of_domain
-from edge_client.cli import release_number
 from edge_client.releases import Releases, digest_of
 from edge_client.session import methods, settled, view_of
 from edge_client.starts import Source
 from edge_client.taken import shared_alone
 from edge_client.transport import Connection
+from edge_client.typed import release_number
 from edgetune import devices, standing
 from wire import prng, run_spec, spec
 from wire.codecs.compositions import COMPOSITIONS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from edge_client import bases
 from edge_client.session import settled
 from edge_client.transport import Connection
-from experiments import bandwidth_report, cells, figures
+from experiments import bandwidth_report, cells, figures, pages
 from experiments.cells import Cell
 from experiments.link import Link, Rates
 from experiments.parts import SOURCES, digests, parts
@@ -108,11 +107,14 @@ def run(args: argparse.Namespace) -> int:
         _play(out, wanted, settings, console)
         report = bandwidth_report.made(settings, cells.finished(out, wanted), args.target)
         bandwidth_report.write(report, out)
-    for line in report["lines"]:
-        console.print(bandwidth_report.shown(line), highlight=False, soft_wrap=True)
-    console.print(f"written to {out}: report.html, report.json, report.csv, bytes.png, time.png", highlight=False)
-    if args.json:
-        print(json.dumps(report))
+    shown = map(bandwidth_report.shown, report["lines"])
+    pages.told(
+        report,
+        shown,
+        f"written to {out}: report.html, report.json, report.csv, bytes.png, time.png",
+        console,
+        args.json,
+    )
     return 0
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_client import bases
 from edge_client.engines import ENGINES
-from experiments import benchmark_report, cells, corpora, domains, figures, partitions, pool, survey
+from experiments import benchmark_report, cells, corpora, domains, figures, pages, partitions, pool, survey
 from experiments.benchmark_cell import Named
 from experiments.cells import Cell
 from experiments.rows import ROWS
@@ -125,11 +124,8 @@ def run(args: argparse.Namespace) -> int:
             raise MachineError(failed[0])
         report = benchmark_report.made(settings, found, args.target)
         benchmark_report.write(report, out)
-    for line in report["lines"]:
-        console.print(benchmark_report.shown(line), highlight=False, soft_wrap=True)
-    console.print(f"written to {out}: report.html, report.json, report.csv, pictures", highlight=False)
-    if args.json:
-        print(json.dumps(report))
+    shown = map(benchmark_report.shown, report["lines"])
+    pages.told(report, shown, f"written to {out}: report.html, report.json, report.csv, pictures", console, args.json)
     return pool.ended(failed, console)
 
 

@@ -6,8 +6,9 @@ import base64
 import csv
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from wire.spec import Plain
 
@@ -19,6 +20,16 @@ th, td { padding: 4px 9px; text-align: right; border-bottom: 1px solid #ddd } th
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left } img { max-width: 100% } pre { overflow: auto; font-size: 12px }
 .scroll { overflow-x: auto } td:first-child, th:first-child { position: sticky; left: 0; background: #fff }
 """
+
+
+def told(report: Plain, lines: Iterable[str], written: str, console: Any, as_json: bool) -> None:
+    """What an experiment found, for people on `console`, a rich Console, and where it is written; with `as_json` all of it on
+    standard output."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(written, highlight=False)
+    if as_json:
+        print(json.dumps(report))
 
 
 def page(title: str, body: str, settings: Plain, machine: Plain) -> str:

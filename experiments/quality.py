@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from edge_client import bases
 from edge_client.data import Example
 from edge_client.engines import ENGINES, Tokens
-from experiments import cells, domains, figures, pool, quality_report
+from experiments import cells, domains, figures, pages, pool, quality_report
 from experiments.cells import Cell
 from experiments.pool import Tell
 from experiments.rows import ROWS
@@ -80,10 +79,8 @@ def run(args: argparse.Namespace) -> int:
             raise MachineError(failed[0])
         report = quality_report.made(_settings(args), found, wanted[0].row)
         quality_report.write(report, out)
-    console.print(quality_report.markdown(report), highlight=False, soft_wrap=True)
-    console.print(f"written to {out}: report.md, report.json, report.csv, quality.png", highlight=False)
-    if args.json:
-        print(json.dumps(report))
+    written = f"written to {out}: report.md, report.json, report.csv, quality.png"
+    pages.told(report, [quality_report.markdown(report)], written, console, args.json)
     return pool.ended(failed, console)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from edge_client.cli import positive
+from edge_client.typed import positive
 from tests.conformance.test_mutations import CODECS, attack
 from wire.codecs import chain, kernels
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["wire"]):
-    from edge_client.cli import positive
+    from edge_client.typed import positive
     from tests.conformance.fuzz import folder
     from tests.conformance.test_mutations import CODECS, LAYOUT, harmless, seed_payload
     from wire.codecs import chain, kernels
