@@ -44,8 +44,11 @@ power: $(VENV)/ready  ## power cuts at moments of recorded federations (CUTS=500
 soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
 	$(RUN) -m tests.faults.soak $(SOAK)
 
-check: lint types layers protos-fresh  ## all that a change must pass: lint, types, layers, protos, tests with coverage
+check: lint types layers protos-fresh examples  ## all that a change must pass: lint, types, layers, protos, examples, tests with coverage
 	$(PYTEST) --cov --cov-report=term
+
+examples: $(VENV)/ready  ## the examples in docstrings give what they say
+	$(PYTEST) --doctest-modules coordinator edge_client edgetune experiments quantize wire
 
 lint: $(VENV)/ready  ## ruff: rules and layout
 	$(RUN) -m ruff check .
