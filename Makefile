@@ -15,7 +15,7 @@ FUZZ ?=
 BANDWIDTH ?=
 EXPORTS ?=
 
-.PHONY: help demo test fuzz fuzz-guided simulate soak faults check lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth exports clean
+.PHONY: help demo test fuzz fuzz-guided simulate soak faults check doctests lint format types layers docs protos protos-fresh bench bench-train bench-rounds bench-zo bench-codecs bench-factors bench-lean power bench-coordinator bandwidth exports clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -44,10 +44,10 @@ power: $(VENV)/ready  ## power cuts at moments of recorded federations (CUTS=500
 soak: $(VENV)/ready  ## 200 unsteady devices, two replicas on PostgreSQL and SeaweedFS, a kill -9 every 10 s (SOAK="--seconds 600")
 	$(RUN) -m tests.faults.soak $(SOAK)
 
-check: lint types layers protos-fresh examples  ## all that a change must pass: lint, types, layers, protos, examples, tests with coverage
+check: lint types layers protos-fresh doctests  ## all that a change must pass: lint, types, layers, protos, examples, tests with coverage
 	$(PYTEST) --cov --cov-report=term
 
-examples: $(VENV)/ready  ## the examples in docstrings give what they say
+doctests: $(VENV)/ready  ## the examples in docstrings give what they say
 	$(PYTEST) --doctest-modules coordinator edge_client edgetune experiments quantize wire
 
 lint: $(VENV)/ready  ## ruff: rules and layout
