@@ -131,7 +131,7 @@ def finest_for(values: Vector) -> float:
 
 
 def error(made: Coded, values: Vector, rows: RankRows) -> float:
-    """The squared error of what would be decoded."""
+    """The squared error of what would be decoded, without the centroids of levels that have no symbol."""
     if not len(made.tables.frequencies):
         return float(np.square(values, dtype=np.float64).sum())
     meant = made.tables.by_class(made.tables.values(made.step))
